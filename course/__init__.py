@@ -1,0 +1,1 @@
+"""What the notebooks import: models, data, training, checks and plots around `kernels`."""

@@ -1,0 +1,73 @@
+"""What this machine computes with, decided once, so that no notebook ever asks.
+
+`DEVICE` is the GPU if there is one, else the CPU; `DTYPE` is what a full-size training run uses on it.
+Set `COURSE_DEVICE=cpu` to leave a GPU alone.
+"""
+
+import os
+import random
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+T = TypeVar("T")
+
+
+def _choose_device() -> torch.device:
+    wanted = os.environ.get("COURSE_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
+    if wanted not in ("cpu", "cuda"):
+        raise ValueError(f"COURSE_DEVICE={wanted!r} is unknown: set it to cpu or cuda, or unset it.")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(
+            "COURSE_DEVICE=cuda, but PyTorch sees no GPU here: unset it to run on the CPU, or run "
+            "`python -m course doctor` to see why."
+        )
+    return torch.device(wanted)
+
+
+def _choose_dtype() -> torch.dtype:
+    if DEVICE.type == "cpu":
+        return torch.float32
+    # bfloat16 arithmetic came with compute capability 8.0; a T4 (7.5) has float16
+    return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+
+
+DEVICE = _choose_device()
+DTYPE = _choose_dtype()
+
+
+def pick(*, cpu: T, gpu: T) -> T:
+    """The size that suits this machine: `steps = pick(cpu=100, gpu=5000)`."""
+    return gpu if DEVICE.type == "cuda" else cpu
+
+
+def seed(n: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's global generators."""
+    random.seed(n)
+    np.random.seed(n)
+    torch.manual_seed(n)
+
+
+def put(array, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """An array or tensor as a tensor on `DEVICE`."""
+    return torch.as_tensor(array).to(DEVICE, dtype)
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Normal random numbers on `DEVICE`, from NumPy's generator: the same ones on every machine."""
+    return put(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def describe() -> str:
+    """One line: what this machine computes with."""
+    if DEVICE.type == "cuda":
+        return f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}"
+    threads = torch.get_num_threads()
+    return f"CPU ({threads} thread{'s' * (threads > 1)}), PyTorch {torch.__version__}"
+
+
+def synchronize() -> None:
+    """Wait until the GPU has finished, so that a clock read next tells the truth."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()

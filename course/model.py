@@ -1,0 +1,185 @@
+"""The transformer as an `nn.Module`: the same operations, differentiated by autograd.
+
+Its parameter names are those of `course.manual.ManualTransformer`, so one checkpoint loads into both.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from course.config import ModelConfig
+from course.initial import initial_weights, rope_tables
+from kernels.autograd import bind
+
+
+def as_tensors(
+    weights: dict[str, np.ndarray], device=None, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """Arrays by name as tensors: what `ManualTransformer` needs on the engines that PyTorch serves."""
+    return {
+        name: torch.from_numpy(np.asarray(weight)).to(device=device, dtype=dtype)
+        for name, weight in weights.items()
+    }
+
+
+class Transformer(nn.Module):
+    """A decoder-only transformer whose every operation comes from an engine of `kernels`.
+
+    Weights are drawn from `seed` (see `course.initial`) or taken from `weights`, arrays or tensors by
+    name. Raises `ValueError` if they are of another model or the engine is unknown.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        engine: str = "torch",
+        *,
+        weights: dict | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.config = config
+        self.ops = ops = bind(engine)
+        self.embedding = _Table(config.vocab_size, config.d_model)
+        if config.position == "learned":
+            self.position = _Table(config.context_length, config.d_model)
+        else:
+            tables = rope_tables(config.context_length, config.d_head, config.rope_theta)
+            for name, table in zip(("cos", "sin"), tables, strict=True):
+                table = torch.from_numpy(table).to(torch.get_default_dtype())
+                self.register_buffer(name, table, persistent=False)
+        self.blocks = nn.ModuleList(Block(config, ops) for _ in range(config.n_layer))
+        self.final_norm = Norm(config, ops)
+        if not config.tie_embeddings:
+            self.head = _Table(config.vocab_size, config.d_model)
+        self.load(initial_weights(config, seed) if weights is None else weights)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Every parameter by name, in the order of the forward pass."""
+        parameters = dict(self.named_parameters())
+        return {name: parameters[name] for name in self.config.parameter_shapes()}
+
+    def load(self, weights: dict) -> None:
+        """Copy arrays or tensors by name into the parameters. Raises `ValueError` if they do not fit."""
+        self.config.check_weights(weights)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                parameter.copy_(torch.as_tensor(weights[name]))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids `(B, T)` -> logits `(B, T, V)`. Raises `ValueError` for ids that do not fit."""
+        if not torch.compiler.is_compiling():
+            self.config.check_ids(ids)
+        T = ids.shape[1]
+        x = self.ops.embedding(ids, self.embedding.weight)
+        rope = None
+        if self.config.position == "learned":
+            places = torch.arange(T, device=ids.device)
+            x = self.ops.add(x, self.ops.embedding(places, self.position.weight))
+        else:
+            rope = self.cos[:T], self.sin[:T]
+        for block in self.blocks:
+            x = block(x, rope)
+        head = self.embedding if self.config.tie_embeddings else self.head
+        return self.ops.linear(self.final_norm(x), head.weight, None)
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """ids `(B, T)` -> logits `(B, T, V)`, without recording a graph."""
+        with torch.no_grad():
+            return self(ids)
+
+    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """The mean cross-entropy of predicting targets `(B, T)` from ids `(B, T)`."""
+        return self.ops.cross_entropy(self(ids), targets)
+
+    def loss_and_gradients(self, ids: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and its gradient with respect to every parameter, by name."""
+        loss = self.loss(ids, targets)
+        weights = self.weights
+        gradients = torch.autograd.grad(loss, list(weights.values()))
+        return loss.detach(), dict(zip(weights, gradients, strict=True))
+
+
+class _Table(nn.Module):
+    """A matrix with a row for each token or position."""
+
+    def __init__(self, n_rows: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_rows, width))
+
+
+class Linear(nn.Module):
+    def __init__(self, in_features: int, out_features: int, bias: bool, ops):
+        super().__init__()
+        self.ops = ops
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ops.linear(x, self.weight, self.bias)
+
+
+class Norm(nn.Module):
+    """RMSNorm or LayerNorm, as the config chooses."""
+
+    def __init__(self, config: ModelConfig, ops):
+        super().__init__()
+        self.ops, self.eps = ops, config.norm_eps
+        self.weight = nn.Parameter(torch.empty(config.d_model))
+        self.bias = nn.Parameter(torch.empty(config.d_model)) if config.norm == "layer" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.bias is None:
+            return self.ops.rmsnorm(x, self.weight, self.eps)
+        return self.ops.layernorm(x, self.weight, self.bias, self.eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig, ops):
+        super().__init__()
+        self.ops, self.d_head, self.window = ops, config.d_head, config.sliding_window
+        C, kv_width = config.d_model, config.n_kv_head * config.d_head
+        self.q = Linear(C, C, config.bias, ops)
+        self.k = Linear(C, kv_width, config.bias, ops)
+        self.v = Linear(C, kv_width, config.bias, ops)
+        self.sink = nn.Parameter(torch.empty(config.n_head)) if config.attention_sink else None
+        self.o = Linear(C, C, config.bias, ops)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        q, k, v = (z.unflatten(-1, (-1, self.d_head)) for z in (self.q(x), self.k(x), self.v(x)))
+        if rope is not None:
+            q, k = self.ops.rope(q, *rope), self.ops.rope(k, *rope)
+        y = self.ops.attention(q, k, v, self.sink, True, self.window)
+        return self.o(y.flatten(-2))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig, ops):
+        super().__init__()
+        self.ops = ops
+        C, F = config.d_model, config.d_ff
+        self.gate = Linear(C, F, config.bias, ops) if config.mlp == "swiglu" else None
+        self.up = Linear(C, F, config.bias, ops)
+        self.down = Linear(F, C, config.bias, ops)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.gate is None:
+            return self.down(self.ops.gelu(self.up(x)))
+        return self.down(self.ops.swiglu(self.gate(x), self.up(x)))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, ops):
+        super().__init__()
+        self.ops = ops
+        self.attention_norm = Norm(config, ops)
+        self.attention = Attention(config, ops)
+        self.mlp_norm = Norm(config, ops)
+        self.mlp = MLP(config, ops)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        x = self.ops.add(x, self.attention(self.attention_norm(x), rope))
+        return self.ops.add(x, self.mlp(self.mlp_norm(x)))

@@ -1,0 +1,119 @@
+"""The house style of every plot, and the few kinds of plot that several notebooks draw.
+
+Colours are Okabe and Ito's, which stay apart for colour-blind readers; the panel is a light grey-white of its
+own, so that a picture reads the same on a light page and a dark one.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+FIGURES = Path(__file__).resolve().parent.parent / "assets" / "figures"
+
+INK, PAPER, GRID = "#262b33", "#fbfbf9", "#dcdcd6"
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = (
+    "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#f0e442",
+)  # fmt: skip
+COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
+
+
+def use_house_style() -> None:
+    """Make the house style matplotlib's default in this process."""
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (6.4, 3.6),
+            "figure.dpi": 110,
+            "figure.facecolor": PAPER,
+            "savefig.facecolor": PAPER,
+            "figure.constrained_layout.use": True,
+            "axes.facecolor": PAPER,
+            "axes.edgecolor": INK,
+            "axes.labelcolor": INK,
+            "axes.titlecolor": INK,
+            "axes.titlesize": 11,
+            "axes.titlelocation": "left",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "axes.prop_cycle": mpl.cycler(color=COLORS),
+            "grid.color": GRID,
+            "grid.linewidth": 0.8,
+            "text.color": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "font.size": 10,
+            "legend.frameon": False,
+            "lines.linewidth": 1.8,
+            "image.cmap": "cividis",
+            "svg.hashsalt": "tensors-to-tensor-cores",
+        }
+    )
+
+
+def figure(name: str):
+    """A drawn figure from `assets/figures`, as something a notebook displays."""
+    from IPython.display import SVG
+
+    path = FIGURES / f"{name}.svg"
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no figure {path}: `make figures` draws them all.")
+    return SVG(filename=str(path))
+
+
+def smooth(values: Sequence[float], width: int) -> np.ndarray:
+    """The mean of the last `width` values (fewer at the start), at every place."""
+    total = np.cumsum(np.insert(np.asarray(values, dtype=float), 0, 0.0))
+    ends = np.arange(1, len(total))
+    starts = np.maximum(0, ends - width)
+    return (total[ends] - total[starts]) / (ends - starts)
+
+
+def loss_curves(
+    curves: Mapping[str, Sequence[float] | Mapping[int, float]],
+    *,
+    ax: Axes | None = None,
+    width: int = 1,
+    unit: str = "nats a token",
+) -> Axes:
+    """Losses against steps. A sequence has one loss a step; a mapping has losses at some steps."""
+    ax = ax or plt.subplots()[1]
+    for label, losses in curves.items():
+        if isinstance(losses, Mapping):
+            ax.plot(list(losses), list(losses.values()), "o-", markersize=3.5, label=label)
+        else:
+            ax.plot(smooth(losses, width), label=label)
+    ax.set(xlabel="step", ylabel=f"loss ({unit})")
+    if len(curves) > 1:
+        ax.legend()
+    return ax
+
+
+def bars(values: Mapping[str, float], *, ax: Axes | None = None, unit: str = "", digits: int = 1) -> Axes:
+    """Horizontal bars, the first on top, each with its number written at its end."""
+    ax = ax or plt.subplots(figsize=(6.4, 0.5 + 0.42 * len(values)))[1]
+    colors = [COLORS[i % len(COLORS)] for i in range(len(values))]
+    drawn = ax.barh(list(values), list(values.values()), color=colors, height=0.62)
+    ax.bar_label(drawn, fmt=f"%.{digits}f", padding=4, color=INK)
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    ax.margins(x=0.12)
+    ax.set(xlabel=unit)
+    return ax
+
+
+def matrix(values, *, ax: Axes | None = None, title: str = "", signed: bool = False) -> Axes:
+    """A matrix as an image; `signed` centres the colours on 0."""
+    values = np.asarray(values)
+    ax = ax or plt.subplots(figsize=(4, 3.4))[1]
+    limit = np.abs(values).max()
+    limits = {"cmap": "PuOr", "vmin": -limit, "vmax": limit} if signed else {}
+    image = ax.imshow(values, interpolation="nearest", **limits)
+    ax.grid(False)
+    ax.set(title=title)
+    ax.figure.colorbar(image, ax=ax, shrink=0.85)
+    return ax

@@ -1,0 +1,104 @@
+"""The loop that trains either transformer, by hand or by autograd: both give loss and gradients."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from course import device, optim
+from course.data import Batches, check_tokens, in_order
+
+
+@dataclass
+class History:
+    """What a run recorded: the loss of every step, and the validation loss at some of them."""
+
+    losses: list[float] = field(default_factory=list)
+    validation: dict[int, float] = field(default_factory=dict)  # by the number of steps done
+    seconds: float = 0.0
+
+
+def warmup_cosine(step: int, steps: int, warmup: int = 100, floor: float = 0.1) -> float:
+    """The learning rate's factor at a step: up to 1 over `warmup` steps, then down a cosine to `floor`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def evaluate(model, tokens: np.ndarray, batch_size: int = 64) -> float:
+    """The mean loss over a whole text, window by window."""
+    check_tokens(tokens, model.config.vocab_size)
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for ids, targets in in_order(tokens, batch_size, model.config.context_length, to=device.put):
+            total += model.loss(ids, targets).item() * targets.numel()
+            count += targets.numel()
+    return total / count
+
+
+def train(
+    model,
+    optimizer,
+    batches: Batches,
+    steps: int,
+    *,
+    schedule: Callable[[int], float] = lambda step: 1.0,
+    max_norm: float | None = None,
+    validation: np.ndarray | None = None,
+    every: int = 100,
+    report: Callable[[int, History], None] = lambda step, history: None,
+) -> History:
+    """Train `model` (manual or autograd) for some steps and record what happened.
+
+    The learning rate is the optimizer's times `schedule(step)`. Every `every` steps, and after the last,
+    the validation text is measured, if there is one, and `report(steps_done, history)` is called. Raises
+    `FloatingPointError` with the step and the tensor's name when a loss or a gradient is not finite.
+    """
+    check_tokens(batches.tokens, model.config.vocab_size)
+    history, base_lr = History(), optimizer.lr
+    pending: list[tuple[Tensor, Tensor]] = []  # on a GPU, looking at a number makes the CPU wait
+    started = time.perf_counter()
+    for step in range(steps):
+        loss, gradients = model.loss_and_gradients(*batches.at(step))
+        norms = torch.stack(torch._foreach_norm(list(gradients.values())))
+        pending.append((loss, norms))
+        if max_norm is not None:
+            optim.clip(gradients, max_norm)
+        optimizer.lr = base_lr * schedule(step)
+        optimizer.step(gradients)
+        done = step + 1
+        if done % every == 0 or done == steps:
+            _record(history, pending, list(gradients))
+            device.synchronize()
+            history.seconds += time.perf_counter() - started
+            if validation is not None:
+                history.validation[done] = evaluate(model, validation)
+            report(done, history)
+            started = time.perf_counter()
+    optimizer.lr = base_lr
+    return history
+
+
+def _record(history: History, pending: list[tuple[Tensor, Tensor]], names: list[str]) -> None:
+    """Move what is pending into the history, or stop at the first number that is not finite."""
+    for loss, norms in pending:
+        step = len(history.losses)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"Step {step}: the loss is {loss.item()}. A lower learning rate or gradient clipping "
+                "usually cures it."
+            )
+        if not torch.isfinite(norms).all():
+            # Backward runs from the loss to the input: the last name that is bad went bad first.
+            bad = [name for name, n in zip(names, norms.tolist(), strict=True) if not math.isfinite(n)]
+            raise FloatingPointError(
+                f"Step {step}: the gradient of {bad[-1]} is not finite ({len(bad)} of {len(names)} "
+                "gradients are not). A lower learning rate or gradient clipping usually cures it."
+            )
+        history.losses.append(loss.item())
+    pending.clear()

@@ -1,0 +1,168 @@
+"""One generic binding: any pair of the contract becomes an operation that autograd can differentiate.
+
+`bind("reference").rmsnorm(x, weight, eps)` calls `rmsnorm_forward` and, in the backward pass,
+`rmsnorm_backward`. The pair is registered as two `torch.library` custom ops, so `torch.compile` sees one
+opaque operation with known shapes and never traces into it. The fake implementation that tells those
+shapes is the pair itself, run on tensors without data: an engine allocates its outputs with ordinary
+PyTorch calls, and launches its kernels only on tensors that have data.
+
+An engine that has a differentiable function of its own, such as `kernels.torch.rmsnorm`, is used as is.
+
+How `saved` travels: a custom op takes and returns tensors only, and may not return its inputs. So the
+forward op returns its outputs and the *new* tensors in `saved`; a `recipe`, a string such as
+`[("input", 0), ("output", 1), ("plain", 1e-05)]`, says how to put `saved` together again.
+"""
+
+import ast
+import functools
+import inspect
+import itertools
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+import kernels
+from kernels.operations import OPERATIONS, Operation
+
+_TYPES = {
+    "ids": "Tensor",
+    "targets": "Tensor",
+    "eps": "float",
+    "causal": "bool",
+    "window": "int?",
+    "softmax_scale": "float?",
+    "ignore_index": "int",
+}
+_OPTIONAL = ("bias", "sink")  # of these an operation may be given None; see `_schema`
+
+
+def bind(engine: str) -> SimpleNamespace:
+    """The operations of an engine as differentiable functions, under their own names.
+
+    Raises `ValueError` for an unknown engine, `RuntimeError` for one that cannot be loaded.
+    """
+    module = kernels.engine(engine)
+    bound = {}
+    for name, operation in OPERATIONS.items():
+        if engine in operation.engines:
+            own = getattr(module, name, None)
+            bound[name] = own if callable(own) else differentiable(engine, name)
+    return SimpleNamespace(**bound)
+
+
+@functools.cache
+def differentiable(engine: str, name: str) -> Callable:
+    """`name_forward` and `name_backward` of an engine as one differentiable function."""
+    forward, backward = kernels.pair(engine, name)
+    operation = OPERATIONS[name]
+    signature = inspect.signature(forward)
+    single = len(operation.outputs) == 1
+    # What the forward saved, by the kind of call; filled by every run, real or fake.
+    recipes: dict[tuple, str] = {}
+
+    def run_forward(*inputs) -> list[Tensor]:
+        y, saved = forward(*inputs)
+        outputs = [y] if single else list(y)
+        new: list[Tensor] = []
+        recipe = repr([_describe(item, inputs, outputs, new) for item in saved])
+        recipes[_kind(inputs)] = recipe
+        return _without_aliases([*outputs, *new], inputs)
+
+    def run_backward(dy: list[Tensor], tensors: list[Tensor], recipe: str) -> list[Tensor]:
+        saved = tuple(value if source == "plain" else tensors[value] for source, value in _parse(recipe))
+        gradients = backward(dy[0] if single else tuple(dy), saved)
+        gradients = gradients if isinstance(gradients, tuple) else (gradients,)
+        return _without_aliases([g for g in gradients if g is not None], [*dy, *tensors])
+
+    def setup_context(ctx, inputs, output):
+        recipe, tensors = [], []
+        for source, value in _parse(recipes[_kind(inputs)]):
+            if source != "plain":
+                tensors.append(inputs[value] if source == "input" else output[value])
+                source, value = "tensor", len(tensors) - 1
+            recipe.append((source, value))
+        ctx.recipe = repr(recipe)
+        ctx.save_for_backward(*tensors)
+        ctx.present = [argument is not None for argument in inputs]
+
+    def backward_formula(ctx, douts: list[Tensor]):
+        dy = [d.contiguous() for d in douts[: len(operation.outputs)]]
+        gradients = iter(backward_op(dy, list(ctx.saved_tensors), ctx.recipe))
+        return tuple(
+            next(gradients) if present and name in operation.differentiable else None
+            for name, present in zip(operation.inputs, ctx.present, strict=True)
+        )
+
+    path = f"course_{engine}::{name}"
+    forward_op = torch.library.custom_op(
+        path, run_forward, mutates_args=(), schema=_schema(operation, signature)
+    )
+    forward_op.register_fake(run_forward)
+    backward_op = torch.library.custom_op(
+        f"{path}_backward",
+        run_backward,
+        mutates_args=(),
+        schema="(Tensor[] dy, Tensor[] tensors, str recipe) -> Tensor[]",
+    )
+    backward_op.register_fake(run_backward)
+    forward_op.register_autograd(backward_formula, setup_context=setup_context)
+
+    @functools.wraps(forward)
+    def apply(*args, **kwargs):
+        call = signature.bind(*args, **kwargs)
+        call.apply_defaults()
+        outputs = forward_op(*call.args)
+        return outputs[0] if single else tuple(outputs[: len(operation.outputs)])
+
+    return apply
+
+
+def _schema(operation: Operation, signature: inspect.Signature) -> str:
+    parameters = []
+    for name in operation.inputs:
+        optional = name in _OPTIONAL and signature.parameters[name].default is None
+        parameters.append(f"{_TYPES.get(name, 'Tensor?' if optional else 'Tensor')} {name}")
+    return f"({', '.join(parameters)}) -> Tensor[]"
+
+
+def _kind(inputs: tuple) -> tuple:
+    """Two calls of one kind save the same things: same dtypes, same layout, same plain numbers."""
+    return tuple((x.dtype, x.is_contiguous()) if isinstance(x, Tensor) else x for x in inputs)
+
+
+def _describe(item, inputs: tuple, outputs: list[Tensor], new: list[Tensor]) -> tuple:
+    """Where a backward pass finds one item of `saved`; a tensor met for the first time joins `new`."""
+    if not isinstance(item, Tensor):
+        return "plain", _plain(item)
+    for i, x in enumerate(inputs):
+        if item is x:
+            return "input", i
+    for i, y in enumerate(itertools.chain(outputs, new)):
+        if item is y:
+            return "output", i
+    new.append(item)
+    return "output", len(outputs) + len(new) - 1
+
+
+def _plain(item):
+    """Numbers that a compiler's tracing made symbolic become plain again."""
+    if isinstance(item, tuple):
+        return tuple(_plain(x) for x in item)
+    if isinstance(item, torch.SymInt):
+        return int(item)
+    return float(item) if isinstance(item, torch.SymFloat) else item
+
+
+_parse = functools.cache(ast.literal_eval)
+
+
+def _without_aliases(results: list[Tensor], inputs) -> list[Tensor]:
+    """A custom op's results may share memory neither with its inputs nor with each other."""
+    seen = {x.untyped_storage()._cdata for x in inputs if isinstance(x, Tensor)}
+    separate = []
+    for x in results:
+        separate.append(x.clone() if x.untyped_storage()._cdata in seen else x)
+        seen.add(separate[-1].untyped_storage()._cdata)
+    return separate
