@@ -10,8 +10,11 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("doctor", help="what this machine can run, and what to do about the rest")
     parser.parse_args(argv)
 
-    from course import doctor
-
+    try:
+        from course import doctor
+    except ModuleNotFoundError as missing:
+        print(f"The package {missing.name!r} is not installed here: run `make lab`.", file=sys.stderr)
+        return 1
     return doctor.main()
 
 

@@ -26,7 +26,8 @@ class Transformer(nn.Module):
     """A decoder-only transformer whose every operation comes from an engine of `kernels`.
 
     Weights are drawn from `seed` (see `course.initial`) or taken from `weights`, arrays or tensors by
-    name. Raises `ValueError` if they are of another model or the engine is unknown.
+    name, and kept on `device` as `dtype`. Raises `ValueError` if they are of another model or the engine
+    is unknown.
     """
 
     def __init__(
@@ -36,6 +37,8 @@ class Transformer(nn.Module):
         *,
         weights: dict | None = None,
         seed: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
         self.config = config
@@ -46,25 +49,26 @@ class Transformer(nn.Module):
         else:
             tables = rope_tables(config.context_length, config.d_head, config.rope_theta)
             for name, table in zip(("cos", "sin"), tables, strict=True):
-                table = torch.from_numpy(table).to(torch.get_default_dtype())
-                self.register_buffer(name, table, persistent=False)
+                self.register_buffer(name, torch.from_numpy(table), persistent=False)
         self.blocks = nn.ModuleList(Block(config, ops) for _ in range(config.n_layer))
         self.final_norm = Norm(config, ops)
         if not config.tie_embeddings:
             self.head = _Table(config.vocab_size, config.d_model)
+        self.to(device=device, dtype=dtype)
+        parameters = dict(self.named_parameters())
+        self._weights = {name: parameters[name] for name in config.parameter_shapes()}
         self.load(initial_weights(config, seed) if weights is None else weights)
 
     @property
     def weights(self) -> dict[str, Tensor]:
         """Every parameter by name, in the order of the forward pass."""
-        parameters = dict(self.named_parameters())
-        return {name: parameters[name] for name in self.config.parameter_shapes()}
+        return dict(self._weights)
 
     def load(self, weights: dict) -> None:
         """Copy arrays or tensors by name into the parameters. Raises `ValueError` if they do not fit."""
         self.config.check_weights(weights)
         with torch.no_grad():
-            for name, parameter in self.named_parameters():
+            for name, parameter in self._weights.items():
                 parameter.copy_(torch.as_tensor(weights[name]))
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -96,9 +100,8 @@ class Transformer(nn.Module):
     def loss_and_gradients(self, ids: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and its gradient with respect to every parameter, by name."""
         loss = self.loss(ids, targets)
-        weights = self.weights
-        gradients = torch.autograd.grad(loss, list(weights.values()))
-        return loss.detach(), dict(zip(weights, gradients, strict=True))
+        gradients = torch.autograd.grad(loss, list(self._weights.values()))
+        return loss.detach(), dict(zip(self._weights, gradients, strict=True))
 
 
 class _Table(nn.Module):

@@ -29,6 +29,11 @@ def _sum_to(gradient: Tensor, shape: torch.Size) -> Tensor:
     return gradient.sum(dims, keepdim=True).reshape(shape) if dims else gradient
 
 
+def _wide(x: Tensor) -> Tensor:
+    """float16 and bfloat16 as float32, where squares would leave their range."""
+    return x.float() if x.dtype.itemsize == 2 else x
+
+
 # Looking up, multiplying, adding
 
 
@@ -90,7 +95,7 @@ def mul_backward(dy: Tensor, saved: tuple):
 def rmsnorm_forward(x: Tensor, weight: Tensor, eps: float):
     """y = w x / √(mean(x²) + ε). x `(..., C)`, weight `(C)` (Zhang and Sennrich, 2019)."""
     check_width("rmsnorm", x, weight.shape[0])
-    rstd = torch.rsqrt((x * x).mean(-1, keepdim=True) + eps)
+    rstd = torch.rsqrt((_wide(x) ** 2).mean(-1, keepdim=True) + eps).to(x.dtype)
     return x * rstd * weight, (x, weight, rstd)
 
 
@@ -108,7 +113,7 @@ def layernorm_forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float):
     """y = w (x - μ) / √(σ² + ε) + b. x `(..., C)`, weight and bias `(C)` (Ba et al., 2016)."""
     check_width("layernorm", x, weight.shape[0])
     mean = x.mean(-1, keepdim=True)
-    rstd = torch.rsqrt(((x - mean) ** 2).mean(-1, keepdim=True) + eps)
+    rstd = torch.rsqrt((_wide(x - mean) ** 2).mean(-1, keepdim=True) + eps).to(x.dtype)
     return (x - mean) * rstd * weight + bias, (x, weight, mean, rstd)
 
 

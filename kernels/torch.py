@@ -12,8 +12,13 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.checks import check_attention, check_classes, check_rope, check_width
-from kernels.reference import (
+from kernels.reference import (  # noqa: F401, PyTorch has nothing better for these pairs
+    add_backward,
+    add_forward,
     linear_backward,
+    mul_backward,
+    mul_forward,
+    rope_backward,
     rope_forward,
 )
 
@@ -234,6 +239,13 @@ def _fused_kernel(q: Tensor, k: Tensor, causal: bool, window) -> str | None:
     return "efficient" if q.dtype == torch.float32 else "flash"
 
 
+def _heads(q: Tensor, *shared: Tensor) -> list[Tensor]:
+    """`(B, T, H, D)` -> `(B, H, T, D)` with neighbouring features, which ATen's kernels take for granted;
+    shared key-value heads are repeated, because not every kernel knows of sharing."""
+    heads = [reference._heads_first(x, q.shape[2] // x.shape[2]) for x in (q, *shared)]
+    return [x if x.stride(-1) == 1 else x.contiguous() for x in heads]
+
+
 def attention_forward(
     q: Tensor,
     k: Tensor,
@@ -248,13 +260,7 @@ def attention_forward(
     if kernel is None:
         y, saved = reference.attention_forward(q, k, v, sink, causal, window, softmax_scale)
         return y, (None, *saved)
-    repeats = q.shape[2] // k.shape[2]
-    heads = (
-        reference._heads_first(q),
-        reference._heads_first(k, repeats),
-        reference._heads_first(v, repeats),
-    )
-    scale = softmax_scale
+    heads, scale = _heads(q, k, v), softmax_scale
     if kernel == "cpu":
         y, lse = aten._scaled_dot_product_flash_attention_for_cpu(*heads, 0.0, causal, scale=scale)
         rest = ()
@@ -278,13 +284,8 @@ def attention_backward(dy: Tensor, saved: tuple):
     if kernel is None:
         return reference.attention_backward(dy, tuple(saved))
     q, k, v, sink, y, lse, *rest, causal, scale = saved
-    repeats = q.shape[2] // k.shape[2]
-    heads = (
-        reference._heads_first(q),
-        reference._heads_first(k, repeats),
-        reference._heads_first(v, repeats),
-    )
-    dy = dy.transpose(1, 2)
+    heads = _heads(q, k, v)
+    (dy,) = _heads(dy)
     if kernel == "cpu":
         gradients = aten._scaled_dot_product_flash_attention_for_cpu_backward(
             dy, *heads, y, lse, 0.0, causal, scale=scale
@@ -300,6 +301,7 @@ def attention_backward(dy: Tensor, saved: tuple):
             dy, *heads, y, lse, cum_q, cum_k, max_q, max_k, 0.0, causal, seed, offset, scale=scale
         )
     dq, dk, dv = gradients
+    repeats = q.shape[2] // k.shape[2]
     dsink = None
     if sink is not None:
         p_sink = torch.exp(sink.to(lse.dtype)[:, None] - lse[:, :, : q.shape[1]])

@@ -50,7 +50,7 @@ def measure(label, config, batch_size, dtype, engine, turns: int, compiled: bool
         return lambda: optimizer.step(model.loss_and_gradients(ids, targets)[1])
 
     def module():
-        return Transformer(config, engine, weights=first).to(device.DEVICE, dtype)
+        return Transformer(config, engine, weights=first, device=device.DEVICE, dtype=dtype)
 
     manual = ManualTransformer(config, as_tensors(first, device.DEVICE, dtype), engine)
     steps = {"manual": step_of(manual), "autograd": step_of(module())}

@@ -90,7 +90,7 @@ def main() -> None:
 
     manual = ManualTransformer(config, as_tensors(first, device.DEVICE), engine="reference")
     by_hand, best = run(manual, "by hand", config, tokens, validation)
-    autograd = Transformer(config, engine="torch", weights=first).to(device.DEVICE)
+    autograd = Transformer(config, engine="torch", weights=first, device=device.DEVICE)
     by_autograd, _ = run(autograd, "autograd", config, tokens, validation)
 
     pairs = zip(by_hand["losses"], by_autograd["losses"], strict=True)

@@ -70,7 +70,7 @@ def _modifies_input(x, weight):
     return p * weight, (p, weight)
 
 
-def _forgets_maximum_and_sum(x, weight):
+def _forgets_the_sum(x, weight):
     p = x.exp()
     return p * weight, (p, weight)
 
@@ -86,8 +86,8 @@ class _ForgetsDy(torch.autograd.Function):
     def backward(ctx, dy):
         inputs = [x.detach().requires_grad_() for x in ctx.saved_tensors]
         with torch.enable_grad():
-            y = ctx.function(*inputs)
-        return None, *torch.autograd.grad(y.sum(), inputs)
+            total = ctx.function(*inputs).sum()
+        return None, *torch.autograd.grad(total, inputs)
 
 
 class _NotRecording(_ForgetsDy):
@@ -113,11 +113,11 @@ WRONG_ANSWERS = {
     "03.3": [
         (_still_shared, "after it was multiplied"),
         (_modifies_input, "The input x was modified"),
-        (_forgets_maximum_and_sum, "y has the right shape but wrong values"),
+        (_forgets_the_sum, "check the factors"),
     ],
     "03.4": [
         (lambda function, *inputs: function(*inputs), "nothing but the inputs"),
         (_ForgetsDy.apply, "dy was forgotten"),
-        (_NotRecording.apply, "does not require grad"),
+        (_NotRecording.apply, "without recording"),
     ],
 }
