@@ -49,9 +49,9 @@ def seed(n: int) -> None:
     torch.manual_seed(n)
 
 
-def put(array, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """An array or tensor as a tensor on `DEVICE`."""
-    return torch.as_tensor(array).to(DEVICE, dtype)
+def put(array, dtype: torch.dtype | None = None, *, beside: torch.Tensor | None = None) -> torch.Tensor:
+    """An array or tensor as a tensor on `DEVICE`, or where the tensor `beside` is."""
+    return torch.as_tensor(array).to(DEVICE if beside is None else beside.device, dtype)
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:

@@ -30,7 +30,16 @@ def examine() -> list[Finding]:
     findings = [_python(), _pytorch()]
     if findings[-1].status == OK:
         findings += [_gpu(), _dtype()]
-    return [*findings, _packages(), _corpus(), _triton(), _cpp_compiler(), _processor(), _disk()]
+    return [
+        *findings,
+        _packages(),
+        _jupyterlab(),
+        _corpus(),
+        _triton(),
+        _cpp_compiler(),
+        _processor(),
+        _disk(),
+    ]
 
 
 def main() -> int:
@@ -97,11 +106,19 @@ def _dtype() -> Finding:
 
 
 def _packages() -> Finding:
-    names = ("numpy", "matplotlib", "safetensors", "IPython", "ipywidgets", "jupyterlab")
+    names = ("numpy", "matplotlib", "safetensors", "IPython", "ipywidgets")
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         return Finding("packages", f"missing: {', '.join(missing)}", FATAL, "run `make lab`")
     return Finding("packages", ", ".join(names))
+
+
+def _jupyterlab() -> Finding:
+    if importlib.util.find_spec("jupyterlab") is not None:
+        return Finding("JupyterLab", "installed")
+    if "google.colab" in sys.modules:
+        return Finding("JupyterLab", "none: this is Colab")
+    return Finding("JupyterLab", "not installed", LACK, "run `make lab`, unless you use another notebook")
 
 
 def _corpus() -> Finding:

@@ -19,7 +19,8 @@ def generate(model, tokenizer, prompt: str, n_tokens: int, *, temperature: float
         raise ValueError(f"temperature = {temperature}: expected 0 (likeliest token) or more.")
     rng = np.random.default_rng(seed)
     for _ in range(n_tokens):
-        window = device.put(np.array([ids[-model.config.context_length :]]))
+        window = np.array([ids[-model.config.context_length :]])
+        window = device.put(window, beside=model.weights["embedding.weight"])
         logits = model.logits(window)[0, -1].double().cpu().numpy()
         if temperature == 0:
             new = int(logits.argmax())

@@ -1,5 +1,6 @@
 """The loop that trains either transformer, by hand or by autograd: both give loss and gradients."""
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -33,9 +34,10 @@ def warmup_cosine(step: int, steps: int, warmup: int = 100, floor: float = 0.1) 
 def evaluate(model, tokens: np.ndarray, batch_size: int = 64) -> float:
     """The mean loss over a whole text, window by window."""
     check_tokens(tokens, model.config.vocab_size)
+    to = functools.partial(device.put, beside=model.weights["embedding.weight"])
     total, count = 0.0, 0
     with torch.no_grad():
-        for ids, targets in in_order(tokens, batch_size, model.config.context_length, to=device.put):
+        for ids, targets in in_order(tokens, batch_size, model.config.context_length, to=to):
             total += model.loss(ids, targets).item() * targets.numel()
             count += targets.numel()
     return total / count

@@ -72,7 +72,9 @@ def test_engine_equals_float64_reference(engine, case, dtype, device):
         if kind == "gradient" and case.large and dtype.itemsize == 2:
             continue  # rounding to two bytes moves a saturated softmax more than its gradient is large
         errors = relative_errors(ours, theirs, together=case.large)
-        assert max(errors) <= TOLERANCE[dtype], f"{kind}: relative errors {errors}"
+        # exp makes a score's rounding a relative error, as many times larger as the score is
+        tolerance = TOLERANCE[dtype] * (10 if case.large else 1)
+        assert max(errors) <= tolerance, f"{kind}: relative errors {errors}"
 
 
 # Not the large ones: a step of 1e-6 is lost beside values of 1e4.

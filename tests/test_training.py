@@ -1,5 +1,6 @@
 """Optimizers, the loop, generation and checkpoints."""
 
+import itertools
 import math
 import struct
 
@@ -75,7 +76,7 @@ def test_schedule_warms_up_and_comes_down():
     factors = [training.warmup_cosine(step, 1000) for step in range(1000)]
     assert factors[0] == 0.01 and factors[99] == 1.0
     assert max(factors) == 1.0 and factors[-1] == pytest.approx(0.1, abs=1e-3)
-    assert all(a >= b for a, b in zip(factors[100:], factors[101:], strict=False))
+    assert factors[100:] == sorted(factors[100:], reverse=True)
 
 
 # The loop
@@ -106,9 +107,10 @@ def test_evaluate_is_the_mean_over_the_text():
 
 
 def test_nan_stops_training_with_step_and_name():
-    model = manual()
+    model, steps = manual(), itertools.count()
+    inner = model.loss_and_gradients
 
-    def gradients_break(ids, targets, inner=model.loss_and_gradients, steps=iter(range(99))):
+    def gradients_break(ids, targets):
         loss, gradients = inner(ids, targets)
         if next(steps) == 3:
             gradients["blocks.1.mlp.down.weight"][0, 0] = math.inf
