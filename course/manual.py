@@ -38,6 +38,7 @@ class ManualTransformer:
         logits, saved = self.forward(ids)
         loss, loss_saved = self.ops.cross_entropy_forward(logits, targets)
         dlogits = self.ops.cross_entropy_backward(loss.new_ones(()), loss_saved)
+        del logits, loss_saved  # the largest arrays of the step: the backward needs their room
         return loss, self.backward(dlogits, saved)
 
     def loss(self, ids, targets):
