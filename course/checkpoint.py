@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +24,12 @@ def save(
     arrays = {name: _to_numpy(weight) for name, weight in weights.items()}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    os.close(descriptor)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         save_file(arrays, temporary, metadata=header)
         os.replace(temporary, path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def load(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray], CharTokenizer | None]:

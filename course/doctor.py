@@ -44,7 +44,7 @@ def examine() -> list[Finding]:
 
 def main() -> int:
     """Print the report; -> the exit status, 0 only if the course can run here."""
-    table = Table(title="What this machine can run", title_justify="left", show_lines=False)
+    table = Table(title="What this machine can run", title_justify="left")
     for heading in ("", "what", "found", "what to do"):
         table.add_column(heading, overflow="fold")
     marks = {OK: "[green]ok[/]", LACK: "[yellow]--[/]", FATAL: "[red]no[/]"}
@@ -52,6 +52,7 @@ def main() -> int:
     for finding in findings:
         table.add_row(marks[finding.status], finding.what, finding.found, finding.remedy)
     console = Console()
+    console.width = min(console.width, 96)  # a notebook page is no wider
     console.print(table)
     fatal = [finding.what for finding in findings if finding.status == FATAL]
     if fatal:

@@ -37,8 +37,10 @@ class ManualTransformer:
         and its gradient with respect to every parameter, by name."""
         logits, saved = self.forward(ids)
         loss, loss_saved = self.ops.cross_entropy_forward(logits, targets)
+        # The largest arrays of the step, (B, T, V), are let go as soon as nothing needs them.
+        del logits
         dlogits = self.ops.cross_entropy_backward(loss.new_ones(()), loss_saved)
-        del logits, loss_saved  # the largest arrays of the step: the backward needs their room
+        del loss_saved
         return loss, self.backward(dlogits, saved)
 
     def loss(self, ids, targets):

@@ -50,19 +50,21 @@ def use_house_style() -> None:
             "legend.frameon": False,
             "lines.linewidth": 1.8,
             "image.cmap": "cividis",
-            "svg.hashsalt": "tensors-to-tensor-cores",
         }
     )
 
 
 def figure(name: str):
-    """A drawn figure from `assets/figures`, as something a notebook displays."""
-    from IPython.display import SVG
+    """A drawn figure from `assets/figures`, as something a notebook displays.
 
-    path = FIGURES / f"{name}.svg"
+    A PNG of two pixels a point: JupyterLab shows no SVG in a notebook that has not been run yet.
+    """
+    from IPython.display import Image
+
+    path = FIGURES / f"{name}.png"
     if not path.is_file():
         raise FileNotFoundError(f"There is no figure {path}: `make figures` draws them all.")
-    return SVG(filename=str(path))
+    return Image(filename=str(path), retina=True)
 
 
 def smooth(values: Sequence[float], width: int) -> np.ndarray:

@@ -68,7 +68,7 @@ def lesson(tmp_path):
     notebooks.stamp("", tmp_path)
 
     def opening(path):
-        title = f"# 01 · Small\n\n{notebooks.badge(path, '')}\n\n*Outputs stored from: a CPU.*"
+        title = f"# 01. Small\n\n{notebooks.badge(path, '')}\n\n*Outputs stored from: a CPU.*"
         return [new_markdown_cell(title), code(notebooks.setup_cell(""), tags=["setup"])]
 
     body = [code(f"print({i})", says=f"{i}\n") for i in range(18)]
@@ -111,7 +111,7 @@ def ignore_most(cells):
 
 BROKEN = {
     "a title": lambda cells: cells.pop(0),
-    "badge line": lambda cells: cells[0].update(source="# 01 · Small"),
+    "badge line": lambda cells: cells[0].update(source="# 01. Small"),
     "must be the setup cell": lambda cells: cells.pop(1),
     "setup cell is not": lambda cells: cells[1].update(source="import torch"),
     "not executed top to bottom": lambda cells: cells[3].update(execution_count=None),

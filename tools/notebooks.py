@@ -108,7 +108,7 @@ def write(notebook, path: Path) -> None:
 # --- execute --------------------------------------------------------------------------
 
 
-def execute(path: Path, timeout: int = 1800) -> None:
+def execute(path: Path, timeout: int = 600) -> None:
     """Run a notebook from its own folder and store its outputs; on an error the file stays as is.
 
     Notebooks of part I do not see a GPU: they are stored from a CPU, whatever the machine.
@@ -353,7 +353,7 @@ def new(name: str, root: Path = ROOT) -> list[Path]:
     """Begin a lesson and its solutions: title, badge, setup cell, the sections each lesson has."""
     if not re.fullmatch(r"\d\d_[a-z0-9_]+", name):
         raise SystemExit(f"error: {name!r} is not of the form NN_name_in_lower_case")
-    title = f"# {name[:2]} · {name[3:].replace('_', ' ').capitalize()}"
+    title = f"# {name[:2]}. {name[3:].replace('_', ' ').capitalize()}"
     repository = address(root)
     written = []
     for path in (
