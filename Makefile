@@ -24,7 +24,7 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
 
 lab: environment  ## set up if need be, and open JupyterLab on notebook 00  (LAB_ARGS="--no-browser")
-	@$(IN_VENV) -m jupyterlab notebooks/00_start_here.ipynb $(LAB_ARGS)
+	@$(IN_VENV) -m jupyterlab --ServerApp.root_dir="$(CURDIR)" notebooks/00_start_here.ipynb $(LAB_ARGS)
 
 test: environment  ## every test that needs no GPU, then every notebook, comparing its stored outputs
 	$(NO_GPU) $(IN_VENV) -m pytest tests
