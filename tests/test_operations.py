@@ -208,6 +208,20 @@ def test_under_torch_compile_the_gradients_stay():
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_output_that_nobody_uses_has_no_say(engine):
+    x, residual = (torch.from_numpy(np.random.default_rng(s).standard_normal((3, 8))) for s in (0, 1))
+    x.requires_grad_()
+    y, h = bind(engine).add_rmsnorm(x, residual, torch.ones(8, dtype=torch.float64), 1e-5)
+    (from_h,) = torch.autograd.grad(h.sum(), x, retain_graph=True)
+    assert (from_h == 1).all()
+    dy = draw_like(y, 0)
+    expected = reference.rmsnorm_backward(
+        dy, reference.rmsnorm_forward(h.detach(), torch.ones_like(x[0]), 1e-5)[1]
+    )[0]
+    torch.testing.assert_close(torch.autograd.grad(y, x, dy)[0], expected)
+
+
 @pytest.mark.parametrize("name", ["rmsnorm", "attention", "add", "linear_cross_entropy"])
 def test_custom_ops_pass_pytorchs_own_inspection(name):
     differentiable("reference", name)
