@@ -1,21 +1,48 @@
-"""The command line: `python -m course doctor`."""
+"""The command line: `python -m course COMMAND`.
+
+A command is a module with `configure(parser)`, which adds its arguments, and `run(arguments)`, which
+returns the exit status. Only the module of the command asked for is imported.
+"""
 
 import argparse
+import importlib
 import sys
+
+COMMANDS = {
+    "doctor": "course.doctor",
+    "data": "course.cli.data",
+    "tokenize": "course.cli.tokenize",
+}
+SUMMARIES = {
+    "doctor": "what this machine can run, and what to do about the rest",
+    "data": "list, fetch and prepare texts",
+    "tokenize": "analyse a text, train a tokenizer, encode with it",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="python -m course", description="Tensors to Tensor Cores")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("doctor", help="what this machine can run, and what to do about the rest")
-    parser.parse_args(argv)
-
+    for name, summary in SUMMARIES.items():
+        command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        if name == next((word for word in argv if not word.startswith("-")), None):
+            try:
+                module = importlib.import_module(COMMANDS[name])
+            except ModuleNotFoundError as missing:
+                print(f"The package {missing.name!r} is not installed here: run `make lab`.", file=sys.stderr)
+                return 1
+            module.configure(command)
+            command.set_defaults(run=module.run)
+    arguments = parser.parse_args(argv)
     try:
-        from course import doctor
-    except ModuleNotFoundError as missing:
-        print(f"The package {missing.name!r} is not installed here: run `make lab`.", file=sys.stderr)
+        return arguments.run(arguments)
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
-    return doctor.main()
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -42,6 +42,15 @@ def examine() -> list[Finding]:
     ]
 
 
+def configure(parser) -> None:
+    """The command takes no arguments."""
+
+
+def run(arguments) -> int:
+    """`python -m course doctor`."""
+    return main()
+
+
 def main() -> int:
     """Print the report; -> the exit status, 0 only if the course can run here."""
     table = Table(title="What this machine can run", title_justify="left")

@@ -56,7 +56,7 @@ def test_with_and_without_a_compiler(monkeypatch):
 
 
 def test_a_fatal_lack_is_named_and_exits_with_1(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(data, "DATA_DIR", tmp_path)
+    monkeypatch.setattr(data.registry, "DATA_DIR", tmp_path)
     monkeypatch.delenv("COURSE_DATA_DIR", raising=False)
     assert command_line.main(["doctor"]) == 1
     assert "The course cannot run here yet: see corpus." in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Text to numbers and back: one token a character. (Byte-pair encoding comes in notebook 04.)"""
+"""Text to numbers and back, the plain way: one token a character."""
 
 import re
 from collections.abc import Iterable

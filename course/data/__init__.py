@@ -1,0 +1,36 @@
+"""Texts by name, their training and validation parts, their tokens, and batches of those.
+
+`tales` ships with the course and is the default everywhere. `python_source` is already on every machine
+that runs Python. The others are fetched with `python -m course data fetch NAME`, or lie in a folder that
+the variable `COURSE_DATA_DIR` names.
+"""
+
+from course.data.batches import Batches, check_tokens, in_order, left_pad
+from course.data.download import fetch
+from course.data.preparation import prepare, token_split
+from course.data.registry import DATA_DIR, DATASETS, PARTS, Dataset
+from course.data.texts import documents, find, load_text, split, stories
+from course.data.token_files import TokenFile, fingerprint, open_tokens, write_tokens
+
+__all__ = [
+    "DATASETS",
+    "DATA_DIR",
+    "PARTS",
+    "Dataset",
+    "find",
+    "fetch",
+    "load_text",
+    "stories",
+    "split",
+    "documents",
+    "prepare",
+    "token_split",
+    "TokenFile",
+    "open_tokens",
+    "write_tokens",
+    "fingerprint",
+    "check_tokens",
+    "Batches",
+    "in_order",
+    "left_pad",
+]
