@@ -13,7 +13,7 @@ def configure(parser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("list", help="which texts there are, and which are here")
 
-    fetch = actions.add_parser("fetch", help="download texts; goes on where an earlier attempt stopped")
+    fetch = actions.add_parser("fetch", help="download what is missing of some texts")
     fetch.add_argument("names", nargs="+", metavar="NAME", help=", ".join(data.DATASETS))
 
     prepare = actions.add_parser("prepare", help="encode a text into token files, once for each tokenizer")
