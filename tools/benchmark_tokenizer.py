@@ -14,7 +14,7 @@ import datetime
 import json
 import os
 import platform
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -78,8 +78,13 @@ def one(side: str, file: str, size: int) -> None:
     """In a process of its own: train, and print what it took."""
     text = Path(file).read_bytes().decode()
     seconds, merges = SIDES[side](text, size)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes, on Linux
-    print(json.dumps({"seconds": seconds, "peak_mb": peak / 1e6, "merges": merges}))
+    print(json.dumps({"seconds": seconds, "peak_mb": peak_memory() / 1e6, "merges": merges}))
+
+
+def peak_memory() -> int:
+    """Bytes of memory this process ever held (Linux). `getrusage` would count its parent's, before exec."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 
 
 def in_a_process(side: str, file: Path, size: int) -> dict:
