@@ -23,14 +23,6 @@ class History:
     seconds: float = 0.0
 
 
-def warmup_cosine(step: int, steps: int, warmup: int = 100, floor: float = 0.1) -> float:
-    """The learning rate's factor at a step: up to 1 over `warmup` steps, then down a cosine to `floor`."""
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
 def evaluate(model, tokens: np.ndarray, batch_size: int = 64) -> float:
     """The mean loss over a whole text, window by window."""
     check_tokens(tokens, model.config.vocab_size)
@@ -89,18 +81,23 @@ def train(
 def _record(history: History, pending: list[tuple[Tensor, Tensor]], names: list[str]) -> None:
     """Move what is pending into the history, or stop at the first number that is not finite."""
     for loss, norms in pending:
-        step = len(history.losses)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"Step {step}: the loss is {loss.item()}. A lower learning rate or gradient clipping "
-                "usually cures it."
-            )
-        if not torch.isfinite(norms).all():
-            # Backward runs from the loss to the input: the last name that is bad went bad first.
-            bad = [name for name, n in zip(names, norms.tolist(), strict=True) if not math.isfinite(n)]
-            raise FloatingPointError(
-                f"Step {step}: the gradient of {bad[-1]} is not finite ({len(bad)} of {len(names)} "
-                "gradients are not). A lower learning rate or gradient clipping usually cures it."
-            )
+        check_finite(len(history.losses), loss, norms, names)
         history.losses.append(loss.item())
     pending.clear()
+
+
+def check_finite(step: int, loss: Tensor, norms: Tensor, names: list[str]) -> None:
+    """Raise `FloatingPointError` if the loss or a gradient's norm is not a number, with the step and the
+    name of the tensor where it began."""
+    if not torch.isfinite(loss):
+        raise FloatingPointError(
+            f"Step {step}: the loss is {loss.item()}. A lower learning rate or gradient clipping "
+            "usually cures it."
+        )
+    if not torch.isfinite(norms).all():
+        # Backward runs from the loss to the input: the last name that is bad went bad first.
+        bad = [name for name, n in zip(names, norms.tolist(), strict=True) if not math.isfinite(n)]
+        raise FloatingPointError(
+            f"Step {step}: the gradient of {bad[-1]} is not finite ({len(bad)} of {len(names)} "
+            "gradients are not). A lower learning rate or gradient clipping usually cures it."
+        )

@@ -1,0 +1,55 @@
+"""A run's log: one JSON object a line and event, which any tool can read and a resumed run goes on with.
+
+Every line has `event` and `step`, the number of optimizer steps done when it happened. Lines of the kind
+`step` and `evaluation` hold results only, no times: two runs that do the same write the same bytes.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import IO
+
+
+class RunLog:
+    """Appends events to a file; each `write` ends on the disk's side of the process."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.file: IO[str] = self.path.open("a", encoding="utf-8")
+
+    def write(self, *events: dict) -> None:
+        """Append events, in one go: what is killed in between loses the end of one line at most."""
+        self.file.write("".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events))
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def read(path: str | Path, event: str | None = None) -> list[dict]:
+    """The events of a log, or those of one kind.
+
+    The last line may have been cut by a kill; it is left out. Raises `ValueError`, with the number of the
+    line, for any other that is not JSON.
+    """
+    events = []
+    text = Path(path).read_text(encoding="utf-8")
+    lines = text.split("\n")
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last line break is cut
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            raise ValueError(f"{path}: line {number} is not JSON: was the file edited?") from None
+    return [e for e in events if event in (None, e["event"])]
+
+
+def rewind(path: str | Path, step: int) -> None:
+    """Drop the events after `step` steps: the resumed run will write them again.
+
+    The shorter log is written whole under another name and moved into place.
+    """
+    path = Path(path)
+    kept = [e for e in read(path) if e["step"] <= step] if path.is_file() else []
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept), encoding="utf-8")
+    os.replace(temporary, path)
