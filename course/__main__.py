@@ -12,11 +12,15 @@ COMMANDS = {
     "doctor": "course.doctor",
     "data": "course.cli.data",
     "tokenize": "course.cli.tokenize",
+    "train": "course.cli.train",
+    "evaluate": "course.cli.evaluate",
 }
 SUMMARIES = {
     "doctor": "what this machine can run, and what to do about the rest",
     "data": "list, fetch and prepare texts",
     "tokenize": "analyse a text, train a tokenizer, encode with it",
+    "train": "train a model from a recipe, or go on with a run",
+    "evaluate": "a model's loss, perplexity and bits per byte on a text it was not trained on",
 }
 
 

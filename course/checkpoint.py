@@ -1,4 +1,4 @@
-"""A model on disk: its weights as safetensors, its config and alphabet in the same file's header."""
+"""A model on disk: its weights as safetensors, its config and tokenizer in the same file's header."""
 
 import dataclasses
 import json
@@ -10,17 +10,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from course.config import ModelConfig
-from course.tokenizer import CharTokenizer
+from course.tokenizer import BPETokenizer, CharTokenizer
+
+Tokenizer = CharTokenizer | BPETokenizer
 
 
-def save(
-    path: str | Path, config: ModelConfig, weights: dict, tokenizer: CharTokenizer | None = None
-) -> None:
+def save(path: str | Path, config: ModelConfig, weights: dict, tokenizer: Tokenizer | None = None) -> None:
     """Write a checkpoint whole or not at all. `weights` are arrays or tensors by name."""
     config.check_weights(weights)
     header = {"config": json.dumps(dataclasses.asdict(config))}
-    if tokenizer is not None:
+    if isinstance(tokenizer, CharTokenizer):
         header["alphabet"] = json.dumps(tokenizer.tokens[1:])
+    elif tokenizer is not None:
+        header["tokenizer"] = json.dumps(tokenizer.to_dict())
     arrays = {name: _to_numpy(weight) for name, weight in weights.items()}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +34,7 @@ def save(
         temporary.unlink(missing_ok=True)
 
 
-def load(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray], CharTokenizer | None]:
+def load(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray], Tokenizer | None]:
     """-> config, weights by name, tokenizer (None if it was saved without one).
 
     Raises `FileNotFoundError`, or `ValueError` for a file that is not a whole checkpoint of the course.
@@ -53,8 +55,15 @@ def load(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray], CharToke
         raise ValueError(f"{path} holds weights but no config: it was not saved by `course.checkpoint`.")
     config = ModelConfig(**json.loads(header["config"]))
     config.check_weights(weights)
-    alphabet = header.get("alphabet")
-    return config, weights, CharTokenizer(json.loads(alphabet)) if alphabet else None
+    return config, weights, _tokenizer(header, path)
+
+
+def _tokenizer(header: dict[str, str], path: Path) -> Tokenizer | None:
+    if "alphabet" in header:
+        return CharTokenizer(json.loads(header["alphabet"]))
+    if "tokenizer" in header:
+        return BPETokenizer.from_dict(json.loads(header["tokenizer"]), where=f"The tokenizer in {path}")
+    return None
 
 
 def _to_numpy(weight) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A run's log: one JSON object a line and event, which any tool can read and a resumed run goes on with.
 
-Every line has `event` and `step`, the number of optimizer steps done when it happened. Lines of the kind
-`step` and `evaluation` hold results only, no times: two runs that do the same write the same bytes.
+Every line has `event` and `step`, the number of optimizer steps done when it happened. Lines
+`step`, `evaluation` and `sample` hold results and no times: two runs that do the same write the same bytes.
 """
 
 import json
@@ -17,13 +17,20 @@ class RunLog:
         self.path = Path(path)
         self.file: IO[str] = self.path.open("a", encoding="utf-8")
 
-    def write(self, *events: dict) -> None:
-        """Append events, in one go: what is killed in between loses the end of one line at most."""
-        self.file.write("".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events))
+    def write(self, event: dict) -> None:
+        """Append an event; a process that is killed meanwhile leaves a part of one line at most."""
+        self.file.write(_line(event))
         self.file.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_) -> None:
         self.file.close()
+
+
+def _line(event: dict) -> str:
+    return json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read(path: str | Path, event: str | None = None) -> list[dict]:
@@ -49,7 +56,9 @@ def rewind(path: str | Path, step: int) -> None:
     The shorter log is written whole under another name and moved into place.
     """
     path = Path(path)
-    kept = [e for e in read(path) if e["step"] <= step] if path.is_file() else []
+    if not path.is_file():
+        return
+    kept = [event for event in read(path) if event["step"] <= step]
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    temporary.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept), encoding="utf-8")
+    temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
     os.replace(temporary, path)

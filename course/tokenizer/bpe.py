@@ -277,14 +277,17 @@ class BPETokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write one readable JSON file, in one move: never half of it."""
-        content = {
+        _write(path, self.to_dict())
+
+    def to_dict(self) -> dict:
+        """Everything that `from_dict` makes the same tokenizer of, as JSON can hold it."""
+        return {
             "format": FORMAT,
             "pattern": self.pattern,
             "special_tokens": self.special_tokens,
             "fingerprint": self.fingerprint,
             "tokens": [visible(token) for token in self.tokens],
         }
-        _write(path, content)
 
     @classmethod
     def load(cls, path: str | Path) -> "BPETokenizer":
@@ -293,15 +296,20 @@ class BPETokenizer:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except ValueError:  # no UTF-8, or no JSON
             raise ValueError(f"{path} is no tokenizer, or a part of one: it is not JSON.") from None
+        return cls.from_dict(content, where=str(path))
+
+    @classmethod
+    def from_dict(cls, content: dict, where: str = "This") -> "BPETokenizer":
+        """What `to_dict` gave. Raises `ValueError`, about `where` it is from, for anything else."""
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError(f"{path} was not written by BPETokenizer.save: its format is not {FORMAT!r}.")
+            raise ValueError(f"{where} was not written by BPETokenizer.save: its format is not {FORMAT!r}.")
         try:
             tokenizer = cls(map(invisible, content["tokens"]), content["pattern"], content["special_tokens"])
             whole = tokenizer.fingerprint == content["fingerprint"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged ({error}): save the tokenizer anew.") from None
+            raise ValueError(f"{where} is damaged ({error}): save the tokenizer anew.") from None
         if not whole:
-            raise ValueError(f"{path} is damaged (its fingerprint is another): save the tokenizer anew.")
+            raise ValueError(f"{where} is damaged (its fingerprint is another): save the tokenizer anew.")
         return tokenizer
 
     def to_tiktoken(self, name: str = "course"):
