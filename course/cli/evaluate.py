@@ -39,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(result))
     else:
         print(
-            f"{len(tokens):,} held-out tokens of {name}, in windows of {config.context_length}: loss {loss:.4f}, perplexity {result['perplexity']:.2f}, {result['bits_per_byte']:.3f} bits a byte"
+            f"{len(tokens):,} held-out tokens of {name}, in windows of {config.context_length}: loss "
+            f"{loss:.4f}, perplexity {result['perplexity']:.2f}, {result['bits_per_byte']:.3f} bits a byte"
         )
     return 0

@@ -56,7 +56,7 @@ class Progress:
 
 
 class WeightsAndBiases:
-    """Sends every number of the log to a project of Weights & Biases.
+    """Sends every number of the log to a project of Weights & Biases; `name` is the folder's.
 
     Raises `RuntimeError` if `wandb` is not installed.
     """
@@ -69,8 +69,8 @@ class WeightsAndBiases:
                 "wandb is not installed: `pip install wandb`, or train without --wandb; log.jsonl has "
                 "everything too."
             ) from None
-        # One name, one curve: a run that goes on draws on its own.
-        self.run = wandb.init(project=project, name=name, id=name, resume="allow", config=recipe)
+        # A run that goes on is another one of the same group: steps that it repeats are not lost.
+        self.run = wandb.init(project=project, group=name, config=recipe)
 
     def __call__(self, event: dict) -> None:
         kind, step = event["event"], event["step"]

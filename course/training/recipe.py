@@ -49,7 +49,7 @@ class Schedule:
     shape: Literal["cosine", "linear", "constant"] = about("how the learning rate falls", "cosine")
     warmup: NonNegativeInt = about("steps up to the peak", 100)
     decay: float = Field(
-        1.0, ge=0, le=1, description="the share of the steps, at the end, over which it falls"
+        1.0, ge=0, le=1, description="the share of the steps, the last ones, in which it falls"
     )
     floor: float = Field(0.1, ge=0, le=1, description="where it ends, as a share of the peak")
 
