@@ -5,9 +5,10 @@ Every line has `event` and `step`, the number of optimizer steps done when it ha
 """
 
 import json
-import os
 from pathlib import Path
 from typing import IO
+
+from course.data.atomic import replacing
 
 
 class RunLog:
@@ -59,6 +60,5 @@ def rewind(path: str | Path, step: int) -> None:
     if not path.is_file():
         return
     kept = [event for event in read(path) if event["step"] <= step]
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text("".join(map(_line, kept)), encoding="utf-8")

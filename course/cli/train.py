@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         recipe = Recipe.preset(arguments.preset) if arguments.preset else Recipe.load(arguments.recipe)
         recipe = recipe.changed(changes)
     if arguments.show:
-        print(yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True), end="")
+        print(recipe.to_yaml(), end="")
         return 0
     return _train(Trainer(recipe, folder) if recipe else Trainer.resume(folder, changes), folder)
 

@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from course.config import ModelConfig
+from course.data.atomic import replacing
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
 
@@ -141,8 +142,13 @@ class Recipe:
         """Plain dictionaries, lists and numbers, as YAML and JSON write them."""
         return TypeAdapter(Recipe).dump_python(self, mode="json")
 
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
     def save(self, path: Path) -> None:
-        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        """Write a YAML file whole or not at all."""
+        with replacing(path) as temporary:
+            temporary.write_text(self.to_yaml(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Recipe":
