@@ -102,7 +102,7 @@ class Muon:
         weights: dict[str, Tensor],
         lr: float = 0.02,
         adam_lr: float = 3e-3,
-        betas: tuple[float, float] = (0.9, 0.95),
+        betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
         weight_decay: float = 0.1,
         adam_weight_decay: float = 0.0,

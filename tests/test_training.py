@@ -15,6 +15,7 @@ from course.initial import initial_weights
 from course.manual import ManualTransformer
 from course.model import Transformer, as_tensors
 from course.tokenizer import CharTokenizer
+from course.training.precision import LossScaler
 
 CONFIG = preset("modern", vocab_size=11, context_length=8, n_layer=2, n_head=2, n_kv_head=1, d_model=16)
 TOKENS = np.tile(np.arange(11), 40)  # each token tells the next: easy to learn
@@ -49,6 +50,113 @@ def test_adamw_equals_pytorchs():
         reference.step()
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name].detach(), rtol=1e-12, atol=1e-12)
+
+
+def newton_schulz_in_float64(s: np.ndarray) -> np.ndarray:
+    """What five steps make of singular values that are divided by the matrix's norm."""
+    a, b, c = optim.NEWTON_SCHULZ
+    for _ in range(5):
+        s = a * s + b * s**3 + c * s**5
+    return s
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (16, 48), (48, 16), (1, 7), (3, 4, 9)])
+def test_orthogonalize_keeps_the_singular_vectors_and_moves_the_values_as_published(shape):
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal(shape))
+    u, s, vt = torch.linalg.svd(x, full_matrices=False)
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+    moved = torch.from_numpy(newton_schulz_in_float64((s.unsqueeze(-2) / norm).numpy()))
+    torch.testing.assert_close(optim.orthogonalize(x), u * moved @ vt, rtol=1e-9, atol=1e-9)
+
+
+def test_orthogonalize_with_converging_coefficients_is_the_polar_factor():
+    """1.5 s - 0.5 s³ has its fixed point at 1 and meets it quadratically (Higham, 2008)."""
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((12, 20)))
+    u, _, vt = torch.linalg.svd(x, full_matrices=False)
+    polar = optim.orthogonalize(x, steps=30, coefficients=(1.5, -0.5, 0.0))
+    torch.testing.assert_close(polar, u @ vt, rtol=1e-10, atol=1e-10)
+
+
+def test_five_published_steps_bring_singular_values_near_1():
+    s = newton_schulz_in_float64(np.geomspace(2e-3, 1, 10_001))
+    assert 0.66 < s.min() < 0.69 and 1.20 < s.max() < 1.22
+
+
+def test_muon_is_its_formula_and_leaves_the_rest_to_adamw():
+    rng = np.random.default_rng(0)
+    weights = as_tensors(initial_weights(CONFIG), dtype=torch.float64)
+    mine = {name: w.clone() for name, w in weights.items()}
+    others = {n: w for n, w in mine.items() if not (n.startswith("blocks.") and w.dim() == 2)}
+    muon = optim.Muon(weights, 0.02, 0.003, weight_decay=0.5, adam_weight_decay=0.1, momentum=0.9)
+    adamw = optim.AdamW(others, 0.003, weight_decay=0.1)
+    m = {name: torch.zeros_like(w) for name, w in mine.items()}
+    for step in range(3):
+        muon.lr = 0.02 / (step + 1)
+        adamw.lr = 0.003 / (step + 1)
+        g = {name: torch.from_numpy(rng.standard_normal(tuple(w.shape))) for name, w in mine.items()}
+        muon.step(g)
+        adamw.step(g)
+        for name in mine.keys() - others.keys():
+            m[name] = 0.9 * m[name] + 0.1 * g[name]
+            update = optim.orthogonalize(0.9 * m[name] + 0.1 * g[name])
+            rows, columns = update.shape
+            mine[name] = (1 - muon.lr * 0.5) * mine[name] - muon.lr * max(1, rows / columns) ** 0.5 * update
+    assert 0 < len(others) < len(mine)
+    for name in mine:
+        torch.testing.assert_close(weights[name], mine[name], rtol=1e-10, atol=1e-10)
+
+
+def test_muon_without_a_hidden_matrix_is_refused():
+    with pytest.raises(ValueError, match="use AdamW"):
+        optim.Muon({"embedding.weight": torch.ones(3, 3)})
+
+
+@pytest.mark.parametrize("make", [optim.AdamW, optim.Muon, optim.SGD])
+def test_an_optimizer_goes_on_from_its_state(make):
+    rng = np.random.default_rng(0)
+    first = as_tensors(initial_weights(CONFIG))
+    gradients = [
+        {name: torch.from_numpy(rng.standard_normal(tuple(w.shape))).float() for name, w in first.items()}
+        for _ in range(4)
+    ]
+    optimizer = make(first, lr=0.01)
+    for g in gradients[:2]:
+        optimizer.step(g)
+    second = {name: w.clone() for name, w in first.items()}
+    resumed = make(second, lr=0.01)
+    resumed.load_state({name: t.clone() for name, t in optimizer.state().items()})
+    for g in gradients[2:]:
+        optimizer.step(g)
+        resumed.step(g)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    with pytest.raises(ValueError, match="'strange' is unknown"):
+        resumed.load_state({**resumed.state(), "strange": torch.ones(1)})
+
+
+def test_schedules_rise_stay_and_fall():
+    at = lambda step, **options: training.factor(step=step, steps=100, warmup=10, **options)
+    for shape in ("cosine", "linear", "constant"):
+        assert [at(s, shape=shape) for s in (0, 4, 9)] == [0.1, 0.5, 1.0]
+    assert at(100, shape="cosine") == pytest.approx(0.1) and at(100, shape="linear", floor=0) == 0
+    assert at(55, shape="linear", floor=0) == 0.5 and at(55, shape="cosine", floor=0) == pytest.approx(0.5)
+    assert at(99, shape="constant") == 1
+    late = [at(s, shape="linear", floor=0, decay=0.5) for s in (10, 50, 75, 100)]
+    assert late == [1, 1, 0.5, 0]
+    assert at(30, shape="cosine") == training.warmup_cosine(30, 100, warmup=10)
+    with pytest.raises(ValueError, match="Unknown schedule 'step'"):
+        at(50, shape="step")
+
+
+def test_the_loss_scale_halves_doubles_and_gives_up():
+    scaler = LossScaler(scale=4.0, interval=3)
+    scaler.update(finite=False)
+    assert scaler.scale == 2.0
+    for finite in (True, True, False, True, True, True):
+        scaler.update(finite)
+    assert scaler.scale == 2.0  # halved, then doubled after three good steps in a row
+    scaler.update(finite=False)
+    with pytest.raises(FloatingPointError, match="overflow float16 even without loss scaling"):
+        scaler.update(finite=False)
 
 
 def test_sgd_is_a_step_down_the_gradient():

@@ -38,7 +38,8 @@ class Step:
         self.scaler = precision.LossScaler() if self.dtype == torch.float16 else None
         on_gpu = model.embedding.weight.is_cuda
         self.compiled = on_gpu if recipe.compile is None else recipe.compile
-        self._compute_loss = torch.compile(self.loss) if self.compiled else self.loss
+        mode = "reduce-overhead" if recipe.cuda_graphs and on_gpu else "default"
+        self._compute_loss = torch.compile(self.loss, mode=mode) if self.compiled else self.loss
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """The model's loss, its products in the recipe's precision."""
@@ -75,11 +76,14 @@ class Step:
         n = self.recipe.accumulation
         total, gradients = 0.0, None
         for piece in zip(ids.chunk(n), targets.chunk(n), strict=True):
+            torch.compiler.cudagraph_mark_step_begin()
             loss = self._compute_loss(*piece)
             new = torch.autograd.grad(loss * (scale / n), list(self.weights.values()))
             total = total + loss.detach() / n
-            if gradients is None:
+            if n == 1:
                 gradients = list(new)
+            elif gradients is None:
+                gradients = [g.clone() for g in new]  # a CUDA graph writes the next ones to the same place
             else:
                 torch._foreach_add_(gradients, new)
         if scale != 1.0:
