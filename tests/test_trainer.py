@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from course import checkpoint, data, run_folder, runlog
+from course import checkpoint, data, device, run_folder, runlog
 from course.data import Batches
 from course.model import Transformer
 from course.tokenizer import BPETokenizer
@@ -40,6 +40,15 @@ TINY = {
     "sample.tokens": 5,
     "compile": False,
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_the_cpu():
+    """Also where there is a GPU: its sums are not the same ones every time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "DEVICE", torch.device("cpu"))
+        patch.setattr(device, "DTYPE", torch.float32)
+        yield
 
 
 def recipe(**fields) -> Recipe:
@@ -490,6 +499,29 @@ def test_weights_without_a_tokenizer_are_refused(finished, tmp_path):
     checkpoint.save(tmp_path / "weights.safetensors", config, weights)
     with pytest.raises(ValueError, match="without its tokenizer"):
         run_folder.load(tmp_path / "weights.safetensors")
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_gpu_trains_as_the_cpu_does(finished, tmp_path, monkeypatch, name, precision, graphs, accumulation):
+    fields = {"optimizer__name": name, "accumulation": accumulation}
+    Trainer(recipe(**fields), tmp_path / "cpu").run()
+    monkeypatch.setattr(device, "DEVICE", torch.device("cuda"))
+    on_gpu = recipe(**fields, precision=precision, compile=True, cuda_graphs=graphs)
+    Trainer(on_gpu, tmp_path / "gpu").run()
+    cpu, gpu = ([e["loss"] for e in results(tmp_path / d) if e["event"] == "step"] for d in ("cpu", "gpu"))
+    assert len(gpu) == 12
+    # Losses of about 4, from products with 8 significant bits (bfloat16); orthogonalized in bfloat16, too.
+    assert max(abs(a - b) for a, b in zip(cpu, gpu, strict=True)) < (0.05 if precision != "float32" else 0.02)
+    resumed = Trainer.resume(tmp_path / "gpu", {"steps": 14})
+    resumed.run()
+    assert resumed.done == 14
 
 
 # Logs and listeners
