@@ -6,17 +6,22 @@ returns the exit status. Only the module of the command asked for is imported.
 
 import argparse
 import importlib
+import os
 import sys
 
 COMMANDS = {
     "doctor": "course.doctor",
     "data": "course.cli.data",
     "tokenize": "course.cli.tokenize",
+    "generate": "course.cli.generate",
+    "chat": "course.cli.chat",
 }
 SUMMARIES = {
     "doctor": "what this machine can run, and what to do about the rest",
     "data": "list, fetch and prepare texts",
     "tokenize": "analyse a text, train a tokenizer, encode with it",
+    "generate": "let a trained model write",
+    "chat": "type the beginning of a text, and a trained model goes on with it",
 }
 
 
@@ -37,6 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return arguments.run(arguments)
+    except BrokenPipeError:  # the reader, `head` say, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would fail to flush
+        return 1
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
