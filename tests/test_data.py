@@ -535,6 +535,24 @@ def test_prepare_from_the_command_line(tmp_path, capsys):
     assert len(list(tmp_path.glob("*.tokens"))) == 2
 
 
+def test_a_large_text_asks_for_a_tokenizer(capsys):
+    assert command_line.main(["data", "prepare", "python_source"]) == 1
+    assert "name a tokenizer with --tokenizer" in capsys.readouterr().err
+
+
+def test_a_data_folder_that_is_none_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.registry, "DATA_DIR", tmp_path)
+    monkeypatch.setenv("COURSE_DATA_DIR", str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=r"nowhere, which is not a folder"):
+        data.load_text("wizard_of_oz")
+
+
+def test_files_that_cannot_be_opened_are_said_in_words(tmp_path, capsys):
+    for bad, said in ((tmp_path, "is a directory"), (tmp_path / "none", "no such file or directory")):
+        assert command_line.main(["data", "prepare", "tales", "--tokenizer", str(bad)]) == 1
+        assert capsys.readouterr().err == f"error: {bad}: {said}.\n"
+
+
 def test_the_registry_is_complete():
     assert set(data.DATASETS) == {
         *("tales", "wizard_of_oz", "tiny_shakespeare", "tinystories"),
