@@ -36,7 +36,7 @@ SIZES = {"n_layer": 3, "n_head": 4, "d_model": 96, "tie_embeddings": True}
 RECIPE = {
     "batch_size": 16,
     "bytes_a_window": 256,
-    "steps": 500,
+    "steps": 450,
     "lr": 4e-3,
     "warmup": 50,
     "schedule": "cosine to a tenth",
@@ -47,7 +47,7 @@ RECIPE = {
 }
 MERGED = (257, 512, 1024, 2048, 4096)  # 257: the bytes, and the mark between documents
 VOCABULARIES = {"characters": None, "bytes": 257} | {f"BPE {size}": size for size in MERGED[1:]}
-EVALUATE_EVERY = 100
+EVALUATE_EVERY = 90
 RATES = (2e-3, 8e-3)  # also tried, with seed 0, on these two
 RATES_FOR = ("bytes", "BPE 2048")
 
