@@ -1,6 +1,5 @@
-"""The drawings of notebook 04: the whole way from text to vectors, UTF-8, a word's merges, what one changes."""
+"""The drawings of notebook 04: from text to vectors, UTF-8, the merges of a word, what one merge changes."""
 
-import heapq
 from collections import Counter, defaultdict
 from functools import cache
 from itertools import pairwise
@@ -16,7 +15,7 @@ from course.initial import initial_weights
 from course.plots import BLUE, COLORS, GREEN, GRID, INK, ORANGE, PAPER, PURPLE, RED
 from course.tokenizer import BPETokenizer
 from course.tokenizer.pretokens import splitter
-from drawings.shapes import arrow, box, canvas
+from drawings.shapes import arrow, canvas
 
 FROG = "🐸"  # no font of matplotlib's has it, so that `_frog` draws it
 FAINT = "#7d828a"
@@ -34,7 +33,7 @@ def _tile(ax: Axes, x: float, y: float, width: float, height: float, color: str,
 
 def _frog(ax: Axes, x: float, y: float, size: float) -> None:
     """The face of a frog, `size` wide, centred on (x, y)."""
-    skin = {"facecolor": "#57b26a", "edgecolor": "#2c6b3c", "lw": 1.0}
+    skin = {"facecolor": GREEN, "edgecolor": INK, "lw": 1.0}
     for side in (-1, 1):
         ax.add_patch(Circle((x + side * 0.25 * size, y + 0.24 * size), 0.17 * size, **skin))
     ax.add_patch(Ellipse((x, y - 0.05 * size), size, 0.68 * size, **skin))
@@ -44,7 +43,7 @@ def _frog(ax: Axes, x: float, y: float, size: float) -> None:
         ax.add_patch(Circle(eye, 0.055 * size, facecolor=INK, edgecolor="none"))
         ax.add_patch(Circle((x + side * 0.07 * size, y + 0.02 * size), 0.02 * size, facecolor=INK))
     mouth = [(x + 0.3 * size * s, y - 0.17 * size + 0.1 * size * s * s) for s in (-1, -0.5, 0, 0.5, 1)]
-    ax.plot(*zip(*mouth), color="#2c6b3c", lw=1.3)
+    ax.plot(*zip(*mouth), color=INK, lw=1.3)
 
 
 @cache
@@ -69,10 +68,10 @@ def pipeline() -> Figure:
     tokenizer = _tokenizer(512)
     pretokens = splitter(tokenizer.pattern).findall(text)
     ids = tokenizer.encode(text).tolist()
-    C, cell = 8, 0.295
+    C, cell = 8, 0.315
     rows = initial_weights(ModelConfig(512, 8, 1, 1, C), seed=0)["embedding.weight"][ids]
 
-    figure, ax = canvas(9.8, 5.75)
+    figure, ax = canvas(10.35, 5.75)
     left, tall = 1.7, 0.4
     levels = {"text": 5.4, "pre-tokens": 4.6, "bytes": 3.8, "tokens": 3.0, "ids": 2.3, "vectors": 1.05}
     counts = {
@@ -115,26 +114,25 @@ def pipeline() -> Figure:
         x = left + n * cell
         _tile(ax, x + 0.02, levels["bytes"] - 0.16, cell - 0.04, 0.32, owner[n], f"{byte:02x}", 8.5)
 
-    shades = LinearSegmentedColormap.from_list("two", [ORANGE, PAPER, BLUE])
+    shades = LinearSegmentedColormap.from_list("two", [ORANGE, PAPER, BLUE], N=11)
     scale, at, high = abs(rows).max(), 0, 0.16
     top = levels["vectors"] + C * high / 2
     for id, row in zip(ids, rows, strict=True):
         token = tokenizer.tokens[id]
         x, width = left + at * cell, len(token) * cell
         middle = x + width / 2
-        _tile(ax, x + 0.02, levels["tokens"] - tall / 2, width - 0.04, tall, owner[at], _shown(token), 11)
-        _text(ax, middle, levels["ids"], str(id), 9)
+        shown = _shown(token)
+        size = 8.5 if shown == token.hex() else 11
+        _tile(ax, x + 0.02, levels["tokens"] - tall / 2, width - 0.04, tall, owner[at], shown, size)
+        _text(ax, middle, levels["ids"], str(id), 8)
         ax.plot([middle] * 2, [levels["tokens"] - 0.24, levels["ids"] + 0.13], color=GRID, lw=1)
         ax.plot([middle] * 2, [levels["ids"] - 0.13, top + 0.04], color=GRID, lw=1)
         for j, value in enumerate(row):
             corner = (middle - 0.11, top - (j + 1) * high)
             face = shades(0.5 + 0.5 * value / scale)
             ax.add_patch(Rectangle(corner, 0.22, high, facecolor=face, edgecolor=GRID, lw=0.6))
-        ax.add_patch(
-            Rectangle(
-                (middle - 0.11, top - C * high), 0.22, C * high, fill=False, edgecolor=owner[at], lw=1.2
-            )
-        )
+        rim = {"facecolor": "none", "edgecolor": owner[at], "lw": 1.2}
+        ax.add_patch(Rectangle((middle - 0.11, top - C * high), 0.22, C * high, **rim))
         at += len(token)
     note = "one row of the embedding matrix (V, C) for each token, here upright; equal ids give equal rows"
     _text(ax, left + len(text.encode()) * cell / 2, 0.13, note, 9, color=FAINT)
@@ -146,10 +144,10 @@ def pipeline() -> Figure:
 
 def utf8() -> Figure:
     """The bits of four code points, spread over one to four bytes."""
-    figure, ax = canvas(9.4, 6.0)
+    figure, ax = canvas(9.4, 5.55)
     cell, gap, left = 0.19, 0.2, 2.25
     for n, character in enumerate(("a", "é", "€", FROG)):
-        y = 4.75 - 1.42 * n
+        y = 4.3 - 1.3 * n
         encoded = character.encode()
         bytes_ = [f"{byte:08b}" for byte in encoded]
         # a leading byte's prefix ends with its first 0, and so does that of the others, which is 10
@@ -184,9 +182,12 @@ def utf8() -> Figure:
                     _tile(ax, start + at * cell, y + 0.46, cell, 0.26, BLUE, bit, 9)
                     at += 1
             _text(ax, x + 4 * cell, y - 0.25, f"{encoded[b]:02x}", 10)
-    for x, color, what in ((2.25, BLUE, "the code point's bits"), (4.6, ORANGE, "how long, or: goes on")):
-        _tile(ax, x, 5.75, cell, 0.2, color)
-        _text(ax, x + 0.3, 5.85, what, 10, ha="left")
+    for x, color, what in (
+        (2.25, ORANGE, "prefix: first of 1 to 4 bytes, or (10) a further one"),
+        (7.05, BLUE, "bits of the code point"),
+    ):
+        _tile(ax, x, 5.3, cell, 0.2, color)
+        _text(ax, x + 0.28, 5.4, what, 10, ha="left")
     return figure
 
 
@@ -211,8 +212,8 @@ def merges() -> Figure:
 
     visit(0, len(word))
     inner.sort()
-    figure, ax = canvas(9.4, 1.2 + step * (len(inner) + 1))
     left, bottom = 0.15, 0.45
+    figure, ax = canvas(9.4, bottom + step * (len(inner) + 0.95))
     middles = {}
     for i in range(len(word)):
         middles[i, i + 1] = left + (i + 0.5) * cell, bottom
@@ -247,17 +248,18 @@ def merges() -> Figure:
         if leaf:
             _text(ax, x, y - 0.33, f"{token[0]:02x}", 9, color=FAINT)
         else:
-            _text(ax, x + width / 2 + 0.07, y + 0.15, f"{rank[token] - 255}.", 10, ha="left", color=RED)
+            _text(ax, x + width / 2 + 0.07, y + 0.15, f"#{rank[token] - 255:,}", 10, ha="left", color=RED)
 
     right = left + len(word) * cell
-    for size in (512, 1024, 2048):  # what a smaller vocabulary makes of the word
-        done = sum(r < size - 1 for r, *_ in inner)
-        if done == len(inner):
-            continue
-        y = bottom + (done + 0.6) * step
-        pieces = len(_tokenizer(4096).truncated(size).encode(word.decode()))
-        ax.plot([left, right + 0.15], [y, y], color=PURPLE, lw=1, ls=(0, (4, 3)), zorder=0)
-        _text(ax, right + 0.2, y, f"V = {size}\n{pieces} tokens", 9.5, ha="left", color=PURPLE)
+    stops = defaultdict(list)  # how many of the merges a smaller vocabulary has
+    for size in (257, 512, 1024, 2048, 4096):
+        stops[sum(r < size - 1 for r, *_ in inner)].append(f"{size:,}")
+        assert len(word) - list(stops)[-1] == len(tokenizer.truncated(size).encode(word.decode()))
+    for done, sizes in stops.items():
+        y, pieces = bottom + (done + 0.6) * step, len(word) - done
+        ax.plot([left, right + 0.1], [y, y], color=PURPLE, lw=1, ls=(0, (4, 3)), zorder=0)
+        what = f"V = {' or '.join(sizes)}:\n{pieces} token{'s' * (pieces > 1)}"
+        _text(ax, right + 0.2, y, what, 9.5, ha="left", color=PURPLE)
     return figure
 
 
@@ -276,17 +278,77 @@ def _pairs(sequences: list[list[str]]) -> tuple[Counter, dict]:
     return counts, places
 
 
+def _sequence(ax: Axes, x: float, y: float, tokens: list[str], marked: dict, color: str) -> None:
+    """Tokens in a row, the first one's left edge at x; below, a bracket and a number for each marked pair."""
+    wide, gap = 0.42, 0.14
+    for i, token in enumerate(tokens):
+        own = GREEN if len(token) > 1 else INK
+        _tile(ax, x + i * (wide + gap), y - 0.2, wide, 0.4, own, token, 11.5)
+    for i, pair in enumerate(pairwise(tokens)):
+        if pair in marked:
+            start = x + i * (wide + gap) + wide / 2 + 0.05
+            end = start + wide + gap - 0.1
+            ax.plot([start, start, end, end], [y - 0.25, y - 0.36, y - 0.36, y - 0.25], color=color, lw=1.3)
+            _text(ax, (start + end) / 2, y - 0.52, f"{marked[pair]:+d}".replace("-", "−"), 10, color=color)
+
+
 def incremental() -> Figure:
-    """Merging a and b in three words: which pairs go and come, and what becomes of three structures."""
+    """Merging a and b in three words: which pairs go and come, and what becomes of the three structures."""
+    merged = ("a", "b")
     before = [list(word) for word in WORDS]
-    after = [word.replace("ab", "A").replace("A", ".ab.").strip(".").split(".") for word in WORDS]
-    after = [[p for piece in s for p in ([piece] if piece == "ab" else piece)] for s in after]
+    after = [[merged[0] + merged[1] if t == "A" else t for t in word.replace("ab", "A")] for word in WORDS]
     old, old_places = _pairs(before)
     new, new_places = _pairs(after)
-    merged = ("a", "b")
     assert max(old, key=old.get) == merged
+    figure, ax = canvas(10.2, 4.9)
 
-    figure, ax = canvas(9.6, 5.6)
+    _text(ax, 1.5, 4.65, "before", 11)
+    _text(ax, 4.0, 4.65, "a and b merged", 11)
+    for n, (one, other, (word, frequency)) in enumerate(zip(before, after, WORDS.items(), strict=True)):
+        y = 3.95 - 1.4 * n
+        _text(ax, 0.15, y, f"{n}:", 10, color=FAINT)
+        touched = word.count("ab") > 0
+        gone = {pair: -frequency for pair in pairwise(one) if touched and pair not in pairwise(other)}
+        come = {pair: frequency for pair in pairwise(other) if touched and pair not in pairwise(one)}
+        _sequence(ax, 0.4, y, one, gone, RED)
+        _text(ax, 2.55, y - 0.52, f"{frequency} times", 9.5, color=FAINT)
+        if touched:
+            arrow(ax, (2.72, y), (3.12, y))
+            _sequence(ax, 3.3, y, other, come, GREEN)
+        else:
+            _text(ax, 1.75, y, "a b does not occur: not looked at", 9.5, color=FAINT, ha="left")
+
+    top, row, left = 4.65, 0.5, 5.35
+    for x, title in ((0.3, "pair"), (1.15, "count"), (2.05, "words")):
+        _text(ax, left + x, top, title, 11)
+    pairs = list(dict.fromkeys([merged, *old, *new]))
+    for n, pair in enumerate(pairs):
+        y = top - 0.5 - n * row
+        color = FAINT if pair == merged else GREEN if pair not in old else RED
+        count = f"{old[pair] or ''} → {'' if pair == merged else new[pair]}"
+        if pair == merged:
+            ax.plot([left - 0.05, left + 2.3], [y, y], color=FAINT, lw=1.2, zorder=3)
+            count = str(old[pair])
+        places = old_places[pair] | new_places[pair]
+        _text(ax, left + 0.3, y, " ".join(pair), 11, color=color)
+        _text(ax, left + 1.15, y, count, 11, color=color)
+        _text(ax, left + 2.05, y, ", ".join(map(str, sorted(places))), 11, color=color)
+
+    left = 8.35
+    _text(ax, left + 0.75, top, "queue", 11)
+    number = {token: i for i, token in enumerate([*sorted(set("".join(WORDS))), "".join(merged)])}
+    entries = {(-count, pair) for pair, count in old.items() if pair != merged}
+    entries |= {(-count, pair) for pair, count in new.items() if count > old[pair]}
+    entries = sorted(entries, key=lambda entry: (entry[0], *map(number.get, entry[1])))
+    for n, (negative, pair) in enumerate(entries):
+        y, true = top - 0.5 - n * row, new[pair]
+        stale = -negative != true
+        _tile(ax, left, y - 0.18, 1.0, 0.36, FAINT if stale else BLUE)
+        _text(ax, left + 0.2, y, str(-negative), 11, color=FAINT if stale else INK)
+        _text(ax, left + 0.65, y, " ".join(pair), 11, color=FAINT if stale else INK)
+        if stale:
+            ax.plot([left + 0.05, left + 0.95], [y - 0.12, y + 0.12], color=RED, lw=1.5)
+            _text(ax, left + 1.1, y, f"now {true}", 9.5, color=RED, ha="left")
     return figure
 
 
@@ -294,5 +356,5 @@ DRAWINGS = {
     "04_pipeline": pipeline,
     "04_utf8": utf8,
     "04_merges": merges,
-    # "04_incremental": incremental,
+    "04_incremental": incremental,
 }
