@@ -183,7 +183,7 @@ def utf8() -> Figure:
                     at += 1
             _text(ax, x + 4 * cell, y - 0.25, f"{encoded[b]:02x}", 10)
     for x, color, what in (
-        (2.25, ORANGE, "prefix: first of 1 to 4 bytes, or (10) a further one"),
+        (2.25, ORANGE, "prefix: first of 1 to 4 bytes, or (10) one more"),
         (7.05, BLUE, "bits of the code point"),
     ):
         _tile(ax, x, 5.3, cell, 0.2, color)
@@ -259,7 +259,7 @@ def merges() -> Figure:
         y, pieces = bottom + (done + 0.6) * step, len(word) - done
         ax.plot([left, right + 0.1], [y, y], color=PURPLE, lw=1, ls=(0, (4, 3)), zorder=0)
         what = f"V = {' or '.join(sizes)}:\n{pieces} token{'s' * (pieces > 1)}"
-        _text(ax, right + 0.2, y, what, 9.5, ha="left", color=PURPLE)
+        _text(ax, right + 0.2, y, what, 9.5, ha="left")
     return figure
 
 
@@ -300,32 +300,32 @@ def incremental() -> Figure:
     old, old_places = _pairs(before)
     new, new_places = _pairs(after)
     assert max(old, key=old.get) == merged
-    figure, ax = canvas(10.2, 4.9)
+    figure, ax = canvas(10.7, 4.1)
 
-    _text(ax, 1.5, 4.65, "before", 11)
-    _text(ax, 4.0, 4.65, "a and b merged", 11)
+    _text(ax, 1.95, 3.95, "before", 11)
+    _text(ax, 4.6, 3.95, "a and b merged", 11)
     for n, (one, other, (word, frequency)) in enumerate(zip(before, after, WORDS.items(), strict=True)):
-        y = 3.95 - 1.4 * n
-        _text(ax, 0.15, y, f"{n}:", 10, color=FAINT)
+        y = 3.3 - 1.42 * n
+        _text(ax, 0.35, y + 0.1, f"word {n}", 10)
+        _text(ax, 0.35, y - 0.13, f"{frequency} times", 9, color=FAINT)
         touched = word.count("ab") > 0
         gone = {pair: -frequency for pair in pairwise(one) if touched and pair not in pairwise(other)}
         come = {pair: frequency for pair in pairwise(other) if touched and pair not in pairwise(one)}
-        _sequence(ax, 0.4, y, one, gone, RED)
-        _text(ax, 2.55, y - 0.52, f"{frequency} times", 9.5, color=FAINT)
+        _sequence(ax, 0.9, y, one, gone, RED)
         if touched:
-            arrow(ax, (2.72, y), (3.12, y))
-            _sequence(ax, 3.3, y, other, come, GREEN)
+            arrow(ax, (3.22, y), (3.62, y))
+            _sequence(ax, 3.8, y, other, come, GREEN)
         else:
-            _text(ax, 1.75, y, "a b does not occur: not looked at", 9.5, color=FAINT, ha="left")
+            _text(ax, 2.15, y, "a b is not in it: not looked at", 9.5, color=FAINT, ha="left")
 
-    top, row, left = 4.65, 0.5, 5.35
-    for x, title in ((0.3, "pair"), (1.15, "count"), (2.05, "words")):
+    top, row, left = 3.95, 0.5, 5.9
+    for x, title in ((0.3, "pair"), (1.15, "counts"), (2.05, "places")):
         _text(ax, left + x, top, title, 11)
     pairs = list(dict.fromkeys([merged, *old, *new]))
     for n, pair in enumerate(pairs):
         y = top - 0.5 - n * row
         color = FAINT if pair == merged else GREEN if pair not in old else RED
-        count = f"{old[pair] or ''} → {'' if pair == merged else new[pair]}"
+        count = f"{old[pair]} → {new[pair]}"
         if pair == merged:
             ax.plot([left - 0.05, left + 2.3], [y, y], color=FAINT, lw=1.2, zorder=3)
             count = str(old[pair])
@@ -334,8 +334,8 @@ def incremental() -> Figure:
         _text(ax, left + 1.15, y, count, 11, color=color)
         _text(ax, left + 2.05, y, ", ".join(map(str, sorted(places))), 11, color=color)
 
-    left = 8.35
-    _text(ax, left + 0.75, top, "queue", 11)
+    left = 8.85
+    _text(ax, left + 0.5, top, "queue", 11)
     number = {token: i for i, token in enumerate([*sorted(set("".join(WORDS))), "".join(merged)])}
     entries = {(-count, pair) for pair, count in old.items() if pair != merged}
     entries |= {(-count, pair) for pair, count in new.items() if count > old[pair]}
@@ -349,6 +349,8 @@ def incremental() -> Figure:
         if stale:
             ax.plot([left + 0.05, left + 0.95], [y - 0.12, y + 0.12], color=RED, lw=1.5)
             _text(ax, left + 1.1, y, f"now {true}", 9.5, color=RED, ha="left")
+    note = "put right when it comes up"
+    _text(ax, left - 0.05, top - 0.5 - len(entries) * row, note, 9, color=RED, ha="left")
     return figure
 
 
