@@ -91,7 +91,7 @@ WRONG_ANSWERS = {
     "04.4": [
         (lambda tokenizer, text: tokenizer.encode(END_OF_TEXT + text), "a stranger has put"),
         (lambda tokenizer, text: _ids(tokenizer, text, allowed_special=()), "is refused"),
-        (lambda tokenizer, text: _ids(tokenizer, text.replace(END_OF_TEXT, "")), "a stranger has put"),
+        (lambda tokenizer, text: _ids(tokenizer, text.replace(END_OF_TEXT, "")), "the model reads"),
         (
             lambda tokenizer, text: _ids(
                 tokenizer, text.replace("<|", "< |"), allowed_special=(), disallowed_special=()
