@@ -1,8 +1,7 @@
 """Train one small model on `tales` with vocabularies of several sizes, and record bits a byte.
 
     python tools/record_vocabularies.py            -> assets/runs/vocabularies.json
-    python tools/record_vocabularies.py --steps 1350 --seeds 1 --rates \\
-        --output assets/runs/vocabularies_longer.json
+    … --steps 1350 --seeds 1 --rates --output assets/runs/vocabularies_longer.json
 
 Characters, bytes without any merge, and byte-pair encoding of the training part; the smaller vocabularies are
 the first merges of the largest. The model's blocks are the same everywhere, and so is the text: a step reads
