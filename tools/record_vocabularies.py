@@ -1,11 +1,13 @@
 """Train one small model on `tales` with vocabularies of several sizes, and record bits a byte.
 
     python tools/record_vocabularies.py            -> assets/runs/vocabularies.json
+    … --steps 1350 --seeds 1 --rates --output assets/runs/vocabularies_longer.json
 
 Characters, bytes without any merge, and byte-pair encoding of the training part; the smaller vocabularies are
 the first merges of the largest. The model's blocks are the same everywhere, and so is the text: a step reads
 the same number of windows, each of about the same number of bytes, so that a window has fewer tokens where
-tokens are longer. A loss in nats a token says nothing across vocabularies; bits a byte do.
+tokens are longer. A loss in nats a token says nothing across vocabularies; bits a byte do. The second file
+tells what becomes of it when the same text is read three times as often.
 """
 
 import argparse
@@ -36,7 +38,6 @@ SIZES = {"n_layer": 3, "n_head": 4, "d_model": 96, "tie_embeddings": True}
 RECIPE = {
     "batch_size": 16,
     "bytes_a_window": 256,
-    "steps": 450,
     "lr": 4e-3,
     "warmup": 50,
     "schedule": "cosine to a tenth",
@@ -47,8 +48,8 @@ RECIPE = {
 }
 MERGED = (257, 512, 1024, 2048, 4096)  # 257: the bytes, and the mark between documents
 VOCABULARIES = {"characters": None, "bytes": 257} | {f"BPE {size}": size for size in MERGED[1:]}
-EVALUATE_EVERY = 90
-RATES = (2e-3, 8e-3)  # also tried, with seed 0, on these two
+STEPS, EVALUATE_EVERY = 450, 90
+RATES = (2e-3, 8e-3)  # also tried, on these two
 RATES_FOR = ("bytes", "BPE 2048")
 
 
@@ -68,12 +69,11 @@ def rare_shares(tokens: np.ndarray, vocab_size: int) -> tuple[float, float | Non
     return round(float(rare.mean()), 4), round(float(merged.mean()), 4) if len(merged) else None
 
 
-def run(task: tuple[str, int, float]) -> dict:
-    """Train with one vocabulary, one seed and one rate on one thread; -> what is recorded of it."""
-    name, seed, lr = task
+def run(task: tuple[str, int, float, int]) -> dict:
+    """Train with a vocabulary, a seed and a rate for some steps on one thread; -> what is recorded of it."""
+    name, seed, lr, steps = task
     torch.set_num_threads(1)
     tokenizer = tokenizers()[name]
-    steps = RECIPE["steps"]
     with tempfile.TemporaryDirectory() as folder:
         training, validation = data.token_split(DATASET, tokenizer, Path(folder), progress=False)
         window = RECIPE["bytes_a_window"] * len(training.tokens) / training.text_bytes
@@ -137,14 +137,16 @@ def of_seeds(runs: list[dict]) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--rates", type=float, nargs="*", default=RATES, help="tried too, with seed 0")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
 
     started = time.perf_counter()
-    lr, last = RECIPE["lr"], str(RECIPE["steps"])
-    tasks = [(name, 0, rate) for name in RATES_FOR for rate in RATES]
-    tasks += [(name, seed, lr) for name in VOCABULARIES for seed in range(arguments.seeds)]
+    lr, steps = RECIPE["lr"], arguments.steps
+    tasks = [(name, 0, rate, steps) for name in RATES_FOR for rate in arguments.rates]
+    tasks += [(name, seed, lr, steps) for name in VOCABULARIES for seed in range(arguments.seeds)]
     with ProcessPoolExecutor(arguments.processes) as pool:
         runs = list(pool.map(run, tasks))
 
@@ -152,10 +154,10 @@ def main() -> None:
     for name in VOCABULARIES:
         own = [record for record in runs if record["name"] == name and record["lr"] == lr]
         vocabularies[name] = of_seeds(own)
-        if name in RATES_FOR:
+        if name in RATES_FOR and arguments.rates:
             others = [record for record in runs if record["name"] == name and record["lr"] != lr]
             tried = sorted([own[0], *others], key=lambda r: r["lr"])
-            rates[name] = {str(r["lr"]): r["bits_a_byte"][last] for r in tried}
+            rates[name] = {str(r["lr"]): r["bits_a_byte"][str(steps)] for r in tried}
     record = {
         "machine": f"{records.processor()}, {arguments.processes} runs at a time, one thread each",
         "versions": device.describe().split(", ")[-1],
@@ -163,7 +165,7 @@ def main() -> None:
         "minutes": round((time.perf_counter() - started) / 60, 1),
         "dataset": DATASET,
         "sizes": SIZES,
-        "recipe": RECIPE,
+        "recipe": RECIPE | {"steps": steps},
         "rare": RARE,
         "seeds": list(range(arguments.seeds)),
         "vocabularies": vocabularies,
