@@ -109,7 +109,7 @@ def plot_chips(tokenizer: BPETokenizer, text: str, sizes: Sequence[int], ax: Axe
                 facecolor=_TINTS[i % len(_TINTS)], edgecolor="none",
             )  # fmt: skip
             ax.add_patch(box)
-            fits = len(label) <= 1.9 * width
+            fits = len(label) <= 2 * width
             ax.text(start + width / 2, row, label if fits else "…", ha="center", va="center",
                     fontfamily="monospace", fontsize=8 if len(label) <= width else 6)  # fmt: skip
             start += width
