@@ -110,7 +110,7 @@ WRONG_ANSWERS = {
         (_newton_schulz((3.4445, -4.7750, 2.0315), 5), "all should be 1"),
         (_newton_schulz((1.875, -1.25, 0.375), 8), "more steps"),
         (_newton_schulz((1.875, -1.25, 0.375), 30, divide=False), "not finite"),
-        (lambda matrix: _newton_schulz((1.875, -1.25, 0.375), 30)(matrix).T, "Is it transposed?"),
+        (lambda matrix: _newton_schulz((1.875, -1.25, 0.375), 30)(matrix).T, "transposed"),
         (_by_svd, "products of matrices are enough"),
     ],
 }

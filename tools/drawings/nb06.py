@@ -1,5 +1,7 @@
 """The drawings of notebook 06: a step of training, the polar factor, number formats, a checkpoint."""
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -29,23 +31,23 @@ def step() -> Figure:
     for x, text, section, color in row:
         box(ax, x, top, text, width=1.45 if x < 8 else 1.6, height=0.75, color=color)
         _text(ax, x, top + 0.55, section, 10.5, color=color, fontweight="bold")
-    for (a, *_), (b, *_) in zip(row[:-1], row[1:], strict=True):
+    for (a, *_), (b, *_) in pairwise(row):
         arrow(ax, (a + 0.75, top), (b - (0.75 if b < 8 else 0.82), top))
     box(ax, 8.75, bottom, "optimizer\nAdamW, Muon", width=1.6, height=0.75, color=GREEN)
     box(ax, 6.6, bottom, "weights\nin 32 bits", width=1.45, height=0.75, color=GREEN)
-    box(ax, 8.75, 0.3, "its memory: m, v", width=1.6, height=0.42, color=GREEN)
+    box(ax, 8.75, 0.3, "memory: m, v", width=1.6, height=0.42, color=GREEN)
     box(ax, 4.65, bottom, "log, samples\nvalidation", width=1.45, height=0.75, color=PURPLE)
     box(ax, 2.75, bottom, "checkpoint", width=1.45, height=0.75, color=PURPLE)
     box(ax, 0.85, bottom, "step + 1", width=1.45, height=0.75, color=ORANGE)
     for x, y, section, color in (
-        (9.75, bottom + 0.22, "1, 2", GREEN),
+        (9.8, bottom - 0.15, "1, 2", GREEN),
         (6.6, bottom - 0.55, "5", GREEN),
         (4.65, bottom - 0.55, "7, 8", PURPLE),
         (2.75, bottom - 0.55, "6", PURPLE),
     ):
         _text(ax, x, y, section, 10.5, color=color, fontweight="bold")
     arrow(ax, (8.75, top - 0.38), (8.75, bottom + 0.38))
-    arrow(ax, (10.25, 2.35), (9.56, bottom + 0.1), color=GREEN)
+    arrow(ax, (9.95, 2.32), (9.4, bottom + 0.4), color=GREEN)
     _text(ax, 10.05, 2.52, "learning rate\nof this step", 9.5, color=GREEN)
     _text(ax, 10.05, 2.83, "3", 10.5, color=GREEN, fontweight="bold")
     arrow(ax, (7.94, bottom), (7.34, bottom))
@@ -99,19 +101,25 @@ def formats() -> Figure:
                 ax.add_patch(Rectangle((x, y), cell, 0.28, facecolor=f"{color}44", edgecolor=color, lw=0.8))
                 x += cell
             if kind:
-                _text(ax, x - count * cell / 2, y + 0.14, str(count), 10)
-    for x, label, color in ((1.28, "sign", INK), (2.4, "exponent: range", ORANGE), (5.4, "fraction: precision", BLUE)):
+                _text(ax, x - count * cell / 2, y - 0.13, str(count), 9.5, color=color)
+    parts = ((1.28, "sign", INK), (2.4, "exponent: range", ORANGE), (5.4, "fraction: precision", BLUE))
+    for x, label, color in parts:
         _text(ax, x, 3.85, label, 10, color=color)
 
     def place(log2: float) -> float:
         return 1.15 + (log2 + 150) / 280 * 9.2
 
-    spans = (("float32", -149, -126, 128, GREEN), ("bfloat16", -133, -126, 128, PURPLE), ("float16", -24, -14, 16, RED))
+    spans = (
+        ("float32", -149, -126, 128, GREEN),
+        ("bfloat16", -133, -126, 128, PURPLE),
+        ("float16", -24, -14, 16, RED),
+    )
     for i, (name, smallest, normal, largest, color) in enumerate(spans):
         y = 1.45 - 0.36 * i
         _text(ax, 0.1, y, name, 11, ha="left")
-        ax.plot([place(normal), place(largest)], [y, y], color=color, lw=7, solid_capstyle="butt")
-        ax.plot([place(smallest), place(normal)], [y, y], color=color, lw=7, alpha=0.35, solid_capstyle="butt")
+        for start, end, alpha in ((normal, largest, 1.0), (smallest, normal, 0.35)):
+            ends = [place(start), place(end)]
+            ax.plot(ends, [y, y], color=color, lw=7, alpha=alpha, solid_capstyle="butt")
     for log2 in (-149, -126, -24, 0, 16, 128):
         ax.plot([place(log2)] * 2, [0.45, 1.62], color=INK, lw=0.6, ls=":")
         _text(ax, place(log2), 0.28, f"$2^{{{log2}}}$", 10.5)
@@ -139,6 +147,7 @@ def checkpoint() -> Figure:
         box(ax, x, 1.35, f"latest: {latest[-2:]}", width=1.75, height=0.4, color=PURPLE, size=9.5)
     for x in (2.65, 5.35, 8.05):
         arrow(ax, (x - 0.38, 2.6), (x + 0.38, 2.6))
+    _text(ax, 0.35, 0.9, "killed here, a run ...", 9.5, color=RED, ha="left")
     for x, text in (
         (1.3, "goes on from 60"),
         (4.0, "part_… is swept away,\ngoes on from 60"),
@@ -146,7 +155,6 @@ def checkpoint() -> Figure:
         (9.4, "goes on from 80"),
     ):
         _text(ax, x, 0.42, text, 9.5, color=RED)
-    _text(ax, 5.35, 0.9, "killed here, a run", 9.5, color=RED)
     return figure
 
 
