@@ -6,6 +6,7 @@ returns the exit status. Only the module of the command asked for is imported.
 
 import argparse
 import importlib
+import os
 import sys
 
 COMMANDS = {
@@ -14,6 +15,8 @@ COMMANDS = {
     "tokenize": "course.cli.tokenize",
     "train": "course.cli.train",
     "evaluate": "course.cli.evaluate",
+    "generate": "course.cli.generate",
+    "chat": "course.cli.chat",
 }
 SUMMARIES = {
     "doctor": "what this machine can run, and what to do about the rest",
@@ -21,6 +24,8 @@ SUMMARIES = {
     "tokenize": "analyse a text, train a tokenizer, encode with it",
     "train": "train a model from a recipe, or go on with a run",
     "evaluate": "a model's loss, perplexity and bits per byte on a text it was not trained on",
+    "generate": "let a trained model write",
+    "chat": "type the beginning of a text, and a trained model goes on with it",
 }
 
 
@@ -41,12 +46,22 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return arguments.run(arguments)
+    except BrokenPipeError:  # the reader, `head` say, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would fail to flush
+        return 1
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_in_words(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
+
+
+def _in_words(error: Exception) -> str:
+    """A file that cannot be opened, as `path: permission denied`; every other error says it itself."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename2 or error.filename}: {error.strerror.lower()}."
+    return str(error)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -321,6 +322,8 @@ def server(tmp_path, monkeypatch):
             self.answer(0)
 
         def do_GET(self):
+            if self.path.startswith("/api/"):  # the Hub's client asks for more than files
+                return self.send_error(404)
             self.answer(None)
 
         def answer(self, sent):
@@ -336,6 +339,8 @@ def server(tmp_path, monkeypatch):
             self.send_header("X-Repo-Commit", "0" * 40)
             self.end_headers()
             self.wfile.write(content[start : self.server.sent if sent is None else 0])
+            if self.command == "GET" and self.server.hangs:
+                self.server.hangs.wait(60)
             self.close_connection = True
 
         def log_message(self, *arguments):
@@ -343,6 +348,7 @@ def server(tmp_path, monkeypatch):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.content, server.sent, server.checksum, server.asked = b"", None, None, []
+    server.hangs = None  # an event that it waits for before it ends an answer
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(data.registry, "DATA_DIR", tmp_path)
@@ -420,28 +426,98 @@ def test_of_a_gutenberg_page_the_book_is_kept(server, monkeypatch):
     assert data.find("x") is None
 
 
-def test_a_broken_download_from_the_hub_is_not_taken_for_whole(server, tmp_path, monkeypatch):
+@pytest.fixture
+def hub(server, monkeypatch):
+    """The server as the Hugging Face Hub, with a file of 2.5 MB that is read 0.25 MB at a time."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/{revision}/{filename}"
     )
-    server.content, server.sent = bytes(range(97, 122)) * 1000, 10_000
-    entry(monkeypatch, hub=("a/b", "0" * 40, "x.txt"))
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 250_000)  # what arrives of a larger one is dropped
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    with pytest.raises(OSError, match="check the connection"):
+    server.content = bytes(range(97, 122)) * 100_000
+    entry(monkeypatch, hub=("a/b", "0" * 40, "x.txt"), size=2_500_000)
+    return server
+
+
+def asked_from(server) -> list[int]:
+    """From which bytes on the file was asked for, since the last look."""
+    starts = [start for command, start in server.asked if command == "GET"]
+    server.asked.clear()
+    return starts
+
+
+def test_a_broken_download_from_the_hub_goes_on_where_it_broke_off(hub, tmp_path):
+    hub.sent = 1_000_000
+    with pytest.raises(OSError, match=r"could not be fetched .*: check the connection and run .* fetch x"):
         data.fetch("x")
     assert data.find("x") is None
-    server.sent = None
+    assert asked_from(hub)[:2] == [0, 1_000_000]  # the client itself tries again, and gets nothing more
+    hub.sent = None
     data.fetch("x")
-    assert data.find("x").read_bytes() == server.content
+    assert asked_from(hub) == [1_000_000]
+    assert data.find("x").read_bytes() == hub.content
     assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
-    data.find("x").unlink()
-    server.checksum = "0" * 64
+
+
+def test_a_download_from_the_hub_that_is_killed_goes_on_where_it_was(hub, tmp_path):
+    program = """
+import sys
+from huggingface_hub import constants
+from course import data
+constants.DOWNLOAD_CHUNK_SIZE = 250_000
+file = data.registry.File("x.txt", hub=("a/b", "0" * 40, "x.txt"), size=2_500_000)
+data.DATASETS["x"] = data.Dataset("", "", "", "", (file,))
+data.fetch("x", sys.argv[1])
+"""
+    hub.sent, hub.hangs = 1_000_000, threading.Event()
+    environment = os.environ | {"HF_ENDPOINT": hub.url}
+    fetching = subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path], env=environment, stderr=subprocess.DEVNULL
+    )
+    for _ in range(3000):
+        if sum(path.stat().st_size for path in tmp_path.iterdir()) == 1_000_000:
+            break
+        hub.hangs.wait(0.01)
+    fetching.kill()
+    fetching.wait()
+    hub.hangs.set()
+    assert asked_from(hub) == [0] and data.find("x") is None
+    hub.sent = None
+    data.fetch("x")
+    assert asked_from(hub) == [1_000_000]
+    assert data.find("x").read_bytes() == hub.content
+    assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_a_download_from_the_hub_that_is_not_what_it_should_be_is_thrown_away(hub, tmp_path):
+    hub.checksum = "0" * 64
     with pytest.raises(ValueError, match="has the checksum"):
         data.fetch("x")
-    assert data.find("x") is None
+    assert not list(tmp_path.iterdir())
+
+    hub.checksum, hub.sent = None, 1_000_000
+    with pytest.raises(OSError, match="check the connection"):
+        data.fetch("x")
+    (part,) = tmp_path.iterdir()
+    part.write_bytes(b"?" * 1_000_000)  # the disk has damaged it
+    hub.sent = None
+    with pytest.raises(ValueError, match="has the checksum"):
+        data.fetch("x")
+    data.fetch("x")
+    assert data.find("x").read_bytes() == hub.content
+
+
+def test_what_came_of_another_version_is_not_gone_on_from(hub, tmp_path):
+    hub.sent = 1_000_000
+    with pytest.raises(OSError, match="check the connection"):
+        data.fetch("x")
+    hub.content, hub.sent = hub.content[::-1], None
+    asked_from(hub)
+    data.fetch("x")
+    assert asked_from(hub) == [0] and data.find("x").read_bytes() == hub.content
 
 
 # The command line
@@ -457,6 +533,24 @@ def test_prepare_from_the_command_line(tmp_path, capsys):
     assert command_line.main(["data", "prepare", "tales", "--folder", str(tmp_path)]) == 0
     assert "training: 337,413 tokens" in capsys.readouterr().out
     assert len(list(tmp_path.glob("*.tokens"))) == 2
+
+
+def test_a_large_text_asks_for_a_tokenizer(capsys):
+    assert command_line.main(["data", "prepare", "python_source"]) == 1
+    assert "name a tokenizer with --tokenizer" in capsys.readouterr().err
+
+
+def test_a_data_folder_that_is_none_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.registry, "DATA_DIR", tmp_path)
+    monkeypatch.setenv("COURSE_DATA_DIR", str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=r"nowhere, which is not a folder"):
+        data.load_text("wizard_of_oz")
+
+
+def test_files_that_cannot_be_opened_are_said_in_words(tmp_path, capsys):
+    for bad, said in ((tmp_path, "is a directory"), (tmp_path / "none", "no such file or directory")):
+        assert command_line.main(["data", "prepare", "tales", "--tokenizer", str(bad)]) == 1
+        assert capsys.readouterr().err == f"error: {bad}: {said}.\n"
 
 
 def test_the_registry_is_complete():

@@ -295,6 +295,13 @@ def test_the_analysis_weighs_compression_against_cost():
     assert recommend(rows) in rows
 
 
+def test_the_analysis_of_sizes_without_merges_and_models_without_width():
+    (row,) = analyse(TEXT, TEXT, [257], d_model=64, n_layer=2)
+    assert row.rare_share == 0
+    with pytest.raises(ValueError, match="d_model = 0: expected"):
+        analyse(TEXT, TEXT, [270], d_model=0, n_layer=2)
+
+
 def test_the_command_line_trains_encodes_and_analyses(tmp_path, capsys):
     text, tokenizer, ids = (tmp_path / name for name in ("text.txt", "tokenizer.json", "ids.npy"))
     text.write_text(TEXT * 5, encoding="utf-8", newline="")

@@ -1,4 +1,4 @@
-"""Optimizers, the loop, generation and checkpoints."""
+"""Optimizers, the loop and checkpoints."""
 
 import itertools
 import math
@@ -10,7 +10,6 @@ import torch
 
 from course import checkpoint, data, optim, training
 from course.config import preset
-from course.inference import generate
 from course.initial import initial_weights
 from course.manual import ManualTransformer
 from course.model import Transformer, as_tensors
@@ -238,36 +237,6 @@ def test_tokens_outside_the_vocabulary_never_reach_the_model():
     foreign = data.Batches(np.arange(100), 2, 8, to=torch.from_numpy)
     with pytest.raises(ValueError, match="Token id 99 is outside the vocabulary of 11"):
         training.train(manual(), None, foreign, 1)
-
-
-# Generation
-
-
-@pytest.fixture(scope="module")
-def trained():
-    """A model that has learned the alphabet, and its tokenizer."""
-    tokenizer = CharTokenizer("abcdefghij")
-    model = manual()
-    training.train(model, optim.AdamW(model.weights, 1e-2), batches(), 80, max_norm=1.0)
-    return model, tokenizer
-
-
-def test_generate_goes_on_where_the_prompt_ends(trained):
-    model, tokenizer = trained
-    assert generate(model, tokenizer, "abc", 4, temperature=0) == "abcdefg"
-    assert generate(model, tokenizer, "a", 99, temperature=0) == "abcdefghij"  # then the end of the text
-    hot = [generate(model, tokenizer, "abc", 9, temperature=30.0, seed=s) for s in (0, 0, 1)]
-    assert hot[0] == hot[1] != hot[2]
-
-
-def test_generate_refuses_what_it_cannot_do(trained):
-    model, tokenizer = trained
-    with pytest.raises(ValueError, match="The prompt is empty"):
-        generate(model, tokenizer, "", 3)
-    with pytest.raises(ValueError, match="temperature = -1"):
-        generate(model, tokenizer, "a", 3, temperature=-1)
-    with pytest.raises(ValueError, match="'z' is not in this tokenizer's alphabet"):
-        generate(model, tokenizer, "z", 3)
 
 
 # Checkpoints

@@ -63,6 +63,11 @@ def _fetch(arguments) -> int:
 
 def _prepare(arguments) -> int:
     if arguments.tokenizer == "char":
+        if not data.fits_in_memory(arguments.name):
+            raise ValueError(
+                f"{arguments.name} is too large, or has too many characters, for a token each: name a "
+                "tokenizer with --tokenizer, as `python -m course tokenize train` writes them."
+            )
         tokenizer = CharTokenizer.from_text(data.load_text(arguments.name))
     else:
         from course.tokenizer import BPETokenizer

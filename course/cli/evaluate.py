@@ -5,8 +5,7 @@ import json
 import math
 from pathlib import Path
 
-from course import data, device, run_folder
-from course.model import Transformer
+from course import data, inference, run_folder
 from course.training import Recipe, evaluate
 from course.training.corpus import bits_per_byte
 
@@ -21,12 +20,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    config, weights, tokenizer = run_folder.load(arguments.model, arguments.which)
+    model, tokenizer = inference.open_model(arguments.model, arguments.which)
     recipe = run_folder.RunFolder(arguments.model).recipe
     name = arguments.data or (Recipe.load(recipe).data if recipe.is_file() else "tales")
     _, file = data.token_split(name, tokenizer)
     tokens = file.tokens[: arguments.tokens]
-    model = Transformer(config, weights=weights, device=device.DEVICE)
     loss = evaluate(model, tokens, arguments.batch_size)
     result = {
         "data": name,
@@ -39,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(result))
     else:
         print(
-            f"{len(tokens):,} held-out tokens of {name}, in windows of {config.context_length}: loss "
+            f"{len(tokens):,} held-out tokens of {name}, in windows of {model.config.context_length}: loss "
             f"{loss:.4f}, perplexity {result['perplexity']:.2f}, {result['bits_per_byte']:.3f} bits a byte"
         )
     return 0

@@ -12,10 +12,10 @@ from course.data.registry import File
 def fetch(name: str, folder: Path | None = None) -> Path | None:
     """Get what is missing of a dataset, into the course's `data/` unless another folder is given.
 
-    -> what `find` gives. An interrupted fetch goes on with what is missing. Nothing is written into the
-    folder that `COURSE_DATA_DIR` names, unless it is the one given: it may be someone else's.
-    Raises `ValueError` for an unknown name or a text that is not what it should be, and `OSError` if the
-    source cannot be reached or the disk is full. A file that broke off in the middle begins anew.
+    -> what `find` gives. An interrupted fetch goes on with what is missing; within a file of the Hugging
+    Face Hub, from the byte where it broke off. Nothing is written into the folder that `COURSE_DATA_DIR`
+    names, unless it is the one given: it may be someone else's. Raises `ValueError` for an unknown name or
+    a text that is not what it should be, and `OSError` if the source cannot be reached or the disk is full.
     """
     for file in registry.get(name).files:
         if (there := texts.locate(file)) and _fault(file, there) is None:
@@ -51,34 +51,51 @@ def _from_web(name: str, file: File, path: Path) -> None:
 
 
 def _from_hub(name: str, file: File, path: Path) -> None:
-    """A file of the Hugging Face Hub, through its own library, in a folder `.fetching` until it is whole."""
+    """A file of the Hugging Face Hub. What has come of it stands in a hidden file beside `path`, from which
+    the next call goes on.
+
+    The Hub's `hf_hub_download` deletes what has come when a call fails (its temporary files have random
+    names), so this calls the function beneath it, which can go on.
+    """
     import huggingface_hub as hub
     from huggingface_hub.errors import HTTPError
+    from huggingface_hub.file_download import http_get
 
     repository, revision, inside = file.hub
-    where = dict(repo_id=repository, filename=inside, revision=revision, repo_type="dataset")
-    folder = path.parent / ".fetching"
     with disk_full_in_words(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(file, path)
         try:
-            address = hub.hf_hub_url(**where)
-            checksum = hub.get_hf_file_metadata(address).etag  # of a large file, its SHA-256
-            fetched = Path(hub.hf_hub_download(**where, local_dir=folder))
-        except (HTTPError, hub.errors.LocalEntryNotFoundError) as error:
+            address = hub.hf_hub_url(repository, inside, revision=revision, repo_type="dataset")
+            metadata = hub.get_hf_file_metadata(address)
+            checksum = metadata.etag if len(metadata.etag or "") == 64 else None  # of a large file, SHA-256
+            part = path.with_name(f".{path.name}.{(metadata.etag or '')[:16]}.part")  # of this content alone
+            come = part.stat().st_size if part.exists() else 0
+            _check_space(file, path, come)
+            if metadata.size is None or come < metadata.size:
+                with part.open("ab") as output:
+                    http_get(
+                        metadata.location,
+                        output,
+                        resume_size=come,
+                        headers={"Accept-Encoding": "identity"},  # compressed, a byte has another number
+                        expected_size=metadata.size,
+                        displayed_filename=path.name,
+                    )
+        except (HTTPError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the connection's
+                raise
             raise OSError(_unreachable(name, registry.address(file), path, error)) from error
         try:
-            _check(name, file, fetched, checksum if len(checksum or "") == 64 else None)
+            _check(name, file, part, checksum)
         except ValueError:
-            fetched.unlink()
+            part.unlink()
             raise
-        os.replace(fetched, path)
-    shutil.rmtree(folder)
+        os.replace(part, path)
 
 
-def _check_space(file: File, path: Path) -> None:
+def _check_space(file: File, path: Path, come: int = 0) -> None:
     free = shutil.disk_usage(path.parent).free
-    if file.size and free < file.size:
+    if file.size and free < file.size - come:
         raise OSError(
             f"{file.name} needs {file.size / 1e9:.1f} GB and {path.parent} has {free / 1e9:.1f} GB left: "
             "free some space, or choose a folder on a larger disk with --folder."

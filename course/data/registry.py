@@ -154,3 +154,9 @@ def folders() -> list[Path]:
     """Where files are looked for: the folder that `COURSE_DATA_DIR` names, if it is set, then `DATA_DIR`."""
     own = os.environ.get("COURSE_DATA_DIR")
     return [Path(own), DATA_DIR] if own else [DATA_DIR]
+
+
+def not_a_folder() -> str:
+    """What is wrong with the folder that `COURSE_DATA_DIR` names, to be put into brackets, if anything is."""
+    own = os.environ.get("COURSE_DATA_DIR")
+    return f" (now it names {own}, which is not a folder)" if own and not Path(own).is_dir() else ""

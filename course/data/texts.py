@@ -41,7 +41,7 @@ def paths(name: str) -> list[Path]:
         raise FileNotFoundError(
             f"{missing} is not on this machine: run `python -m course data fetch {name}`, or get it from "
             f"{dataset.source}, and put it under that name into {registry.DATA_DIR} or into a folder that "
-            "the variable COURSE_DATA_DIR names."
+            f"the variable COURSE_DATA_DIR names{registry.not_a_folder()}."
         )
     for file, path in zip(dataset.files, found, strict=True):
         if file.size not in (None, size := path.stat().st_size):
@@ -52,6 +52,12 @@ def paths(name: str) -> list[Path]:
     return found
 
 
+def fits_in_memory(name: str) -> bool:
+    """Whether a dataset is one text, small enough for `load_text`."""
+    files = registry.get(name).files
+    return len(files) == 1 and files[0].name.endswith(".txt")
+
+
 def load_text(name: str) -> str:
     """The whole text of a small dataset.
 
@@ -59,7 +65,7 @@ def load_text(name: str) -> str:
     that is not the one that the course's numbers are from, or for a dataset too large for this.
     """
     dataset = registry.get(name)
-    if len(dataset.files) != 1 or not dataset.files[0].name.endswith(".txt"):
+    if not fits_in_memory(name):
         raise ValueError(
             f"{name} is too large to be loaded whole: go through its documents with "
             f'`data.documents("{name}", "training")`, or through its tokens with `data.token_split`.'

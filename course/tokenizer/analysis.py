@@ -30,7 +30,13 @@ class Size:
 def analyse(
     training: str, held_out: str, sizes: Iterable[int], d_model: int, n_layer: int, pattern: str = "gpt4"
 ) -> list[Size]:
-    """Train once, for the largest size; measure each size, which is that tokenizer's first merges."""
+    """Train once, for the largest size; measure each size, which is that tokenizer's first merges.
+
+    Raises `ValueError` as `BPETokenizer.train` does, and for a model without width or depth.
+    """
+    for name, value in (("d_model", d_model), ("n_layer", n_layer)):
+        if value < 1:
+            raise ValueError(f"{name} = {value}: expected a whole number of at least 1.")
     sizes = sorted(sizes)
     largest = BPETokenizer.train([training], sizes[-1], pattern)
     blocks = 12 * n_layer * d_model**2  # attention's 4 d², the MLP's 8 d²
@@ -38,12 +44,13 @@ def analyse(
     for size in sizes:
         tokenizer = largest.truncated(size)
         seen = np.bincount(tokenizer.encode(training), minlength=size)
+        merged = seen[256 : len(tokenizer.tokens)]
         bytes_per_token = len(held_out.encode()) / len(tokenizer.encode(held_out))
         rows.append(
             Size(
                 vocab_size=size,
                 bytes_per_token=bytes_per_token,
-                rare_share=float(np.mean(seen[256 : len(tokenizer.tokens)] < RARE)),
+                rare_share=float(np.mean(merged < RARE)) if len(merged) else 0.0,
                 embedding_parameters=size * d_model,
                 flops_per_byte=6 * (blocks + size * d_model) / bytes_per_token,
             )
