@@ -16,9 +16,9 @@ from itertools import pairwise
 
 import regex
 
-from course.tokenizer.pretokens import CHARACTERS, blocks, slices, splitter, without_surrogates
+from course.tokenizer.pretokens import CHARACTERS, batches, blocks, slices, splitter, without_surrogates
 
-BATCH = 1 << 20  # characters that a process counts at a time
+BATCH = 1 << 20  # characters that a process counts at a time: more work than sending them
 
 
 def count_pretokens(
@@ -39,7 +39,7 @@ def count_pretokens(
         counts = _count(pieces, pattern)
     else:
         counts = Counter()
-        for part in _in_processes(partial(_count, pattern=pattern), _batches(pieces), processes):
+        for part in _in_processes(partial(_count, pattern=pattern), batches(pieces, BATCH), processes):
             counts.update(part)
     return Counter({pretoken.encode(): count for pretoken, count in counts.items()})
 
@@ -50,19 +50,6 @@ def _count(pieces: Iterable[str], pattern: str) -> Counter[str]:
     for piece in pieces:
         counts.update(find(without_surrogates(piece)))
     return counts
-
-
-def _batches(pieces: Iterable[str]) -> Iterator[list[str]]:
-    """Pieces of text together, so that sending them to a process costs little beside counting them."""
-    batch, size = [], 0
-    for piece in pieces:
-        batch.append(piece)
-        size += len(piece)
-        if size >= BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _in_processes(function: Callable, batches: Iterable, processes: int) -> Iterator:
