@@ -39,7 +39,8 @@ def chips(tokenizer: BPETokenizer | CharTokenizer, text: str) -> HTML:
 def merge_stepper(tokenizer: BPETokenizer, text: str) -> ipywidgets.VBox:
     """A text that can be edited, cut as it is after the first n merges; n is a slider.
 
-    The buttons go to the merges that change this text. What the last merge made is outlined.
+    The buttons go to the merges that change this text. What the last merge made is outlined. Special tokens
+    are shown with the ids they have after all merges.
     """
     merges = tokenizer.merges
     id_of = {token: i for i, token in enumerate(tokenizer.tokens)}
