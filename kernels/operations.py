@@ -43,17 +43,14 @@ OPERATIONS = {
         _operation("linear", "x weight bias", "x weight bias", engines=_SOON),
         _operation("add", "a b", "a b", engines=_SOON),
         _operation("mul", "a b", "a b", engines=_SOON),
-        _operation("rmsnorm", "x weight eps", "x weight", engines=_SOON),
-        _operation(
-            "add_rmsnorm", "x residual weight eps", "x residual weight", outputs=("y", "h"), engines=_SOON
-        ),
-        _operation("layernorm", "x weight bias eps", "x weight bias", engines=_SOON),
+        _operation("rmsnorm", "x weight eps", "x weight"),
+        _operation("add_rmsnorm", "x residual weight eps", "x residual weight", outputs=("y", "h")),
+        _operation("layernorm", "x weight bias eps", "x weight bias"),
         _operation(
             "add_layernorm",
             "x residual weight bias eps",
             "x residual weight bias",
             outputs=("y", "h"),
-            engines=_SOON,
         ),
         _operation("rope", "x cos sin", "x", engines=_SOON),
         _operation("gelu", "x", "x", engines=_SOON),

@@ -77,3 +77,13 @@ def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> None:
     elsewhere = index is not None and index != torch.cuda.current_device()
     with torch.cuda.device(index) if elsewhere else nullcontext():
         kernel[grid](*arguments, **options)
+
+
+def rows(x: Tensor) -> Tensor:
+    """`(..., C)` as `(rows, C)` with neighbouring features and any distance between rows.
+
+    A view of all layouts that a model makes. One with gaps between features is copied: a kernel that read
+    it in place would fetch the gaps too, once for every pass.
+    """
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(1) == 1 else x.contiguous()
