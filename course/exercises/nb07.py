@@ -122,8 +122,10 @@ def logsumexp(function) -> None:
         expected = torch.logsumexp(x.double(), -1)
         got = _call(function, x, shape=(M,), dtype=torch.float32)
         if not torch.isfinite(got).all():
-            reason = "exponentials of large scores overflow, of small ones vanish: subtract the row's maximum first"
-            raise Wrong(f"For scores near {shift:g} the result is {got[0].item()}: {reason}.")
+            raise Wrong(
+                f"For scores near {shift:g} the result is {got[0].item()}: exponentials of large scores "
+                "overflow, those of small ones vanish. First subtract the row's maximum."
+            )
         padded = triton_width(N) - N
         if padded and shift == 0:
             with_zeros = torch.log(x.double().exp().sum(-1) + padded)
@@ -163,10 +165,6 @@ def wide_softmax(function) -> None:
             raise Wrong(f"{case}: some results are not finite. Which exponent is above 0, or which sum is 0?")
         sums = got.double().sum(-1)
         if not torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
-            reason = ""
-            if kind == "rising":
-                reason = (
-                    " Here each block's maximum is larger than the last: is the old sum corrected for it?"
-                )
+            reason = " Was every block read, and is the sum so far corrected when the maximum grows?"
             raise Wrong(f"{case}: the rows add up to {sums[0].item():.4g}, not to 1.{reason}")
         expect_close("y", got, expected, 1e-5)

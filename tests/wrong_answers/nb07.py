@@ -109,7 +109,7 @@ WRONG_ANSWERS = {
         (lambda x: torch.logsumexp(x, -1), "should happen in your kernel"),
     ],
     "07.4": [
-        (_wide_with(False), "the old sum"),
+        (_wide_with(False), "corrected when the maximum grows"),
         (_one_block_only, "the rows add up"),
         (lambda x, BLOCK: torch.softmax(x, -1), "should happen in your kernel"),
     ],
