@@ -205,14 +205,14 @@ def _sum(partial: Tensor, dtype: torch.dtype) -> Tensor:
 def _forward_shape(C: int) -> dict:
     """Tiles of 4096 elements or one row, 16 a thread."""
     BLOCK = min(triton.next_power_of_2(C), WIDEST)
-    ROWS = max(4096 // BLOCK, 1)
-    return {"ROWS": ROWS, "BLOCK": BLOCK, "num_warps": ROWS * BLOCK // 512}
+    ROWS = 1 if C > BLOCK else max(4096 // BLOCK, 1)
+    return {"ROWS": ROWS, "BLOCK": BLOCK, "num_warps": max(ROWS * BLOCK // 512, 1)}
 
 
 def _backward_shape(C: int, loads: int, itemsize: int, gpu: Gpu) -> tuple[int, dict]:
     """-> programs, and the shape of each."""
     BLOCK = min(triton.next_power_of_2(C), WIDEST)
-    ROWS = max(1024 // BLOCK, 1)
+    ROWS = 1 if C > BLOCK else max(1024 // BLOCK, 1)
     tile = ROWS * BLOCK
     buffers = 2 * loads * tile * itemsize  # shared memory for two tiles on their way
     STAGES = 3 if C <= BLOCK and buffers + 4096 <= gpu.shared else 1

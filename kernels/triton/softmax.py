@@ -33,6 +33,7 @@ def _softmax_forward(
     if ONE_BLOCK:
         mask = inside & (columns < C)
         scores = _load(x, row, x_stride, columns, mask, -float("inf"))
+        scores = tl.where(inside, scores, 0.0)  # rows past the last: -inf - -inf would be NaN
         largest = tl.max(scores, 1, keep_dims=True)
         e = tl.exp2((scores - largest) * LOG2E)
         p = e / tl.sum(e, 1, keep_dims=True)
