@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-import kernels
 from kernels.autograd import bind
 from kernels.operations import ENGINES, OPERATIONS
 
@@ -57,47 +56,58 @@ class Job:
     large: tuple[tuple[int, ...], ...]
 
 
+def _moves(forward: int, backward: int) -> Callable:
+    """As many times the elements of an `(N, C)` array."""
+    return lambda N, C: (forward * N * C, backward * N * C)
+
+
+def _qkv(B, T, H, D):
+    return (*[(B, T, H, D)] * 3, None, True, None, None)
+
+
+ROWS = (33, 48)
 WIDTHS = tuple((2**28 // C, C) for C in (768, 1024, 4096, 8192))
-HEADS = tuple((2**16 // T // (D // 64), T, 32 * 64 // D, D) for D in (64, 128) for T in (1024, 4096, 16384))
-
-
-def _heads(B, T, H, D):
-    return (B, T, H, D), (B, T, H, D), (B, T, H, D), None, True, None, None
-
+HEADS = tuple((2**14 // T, T, 2048 // D, D) for D in (64, 128) for T in (1024, 4096, 16384))
 
 JOBS = (
-    Job("rmsnorm", lambda N, C: ((N, C), (C,), 1e-5), "moves", lambda N, C: (2 * N * C, 3 * N * C), (33, 48), WIDTHS),
-    Job("layernorm", lambda N, C: ((N, C), (C,), (C,), 1e-5), "moves", lambda N, C: (2 * N * C, 3 * N * C), (33, 48), WIDTHS),
-    Job("add_rmsnorm", lambda N, C: ((N, C), (N, C), (C,), 1e-5), "moves", lambda N, C: (4 * N * C, 4 * N * C), (33, 48), WIDTHS),
-    Job("add_layernorm", lambda N, C: ((N, C), (N, C), (C,), (C,), 1e-5), "moves", lambda N, C: (4 * N * C, 4 * N * C), (33, 48), WIDTHS),
-    Job("softmax", lambda N, C: ((N, C),), "moves", lambda N, C: (2 * N * C, 3 * N * C), (33, 48), (*WIDTHS, (2**13, 32768))),
-    Job("gelu", lambda N, C: ((N, C),), "moves", lambda N, C: (2 * N * C, 3 * N * C), (33, 48), ((2**16, 3072),)),
-    Job("swiglu", lambda N, C: ((N, C), (N, C)), "moves", lambda N, C: (3 * N * C, 5 * N * C), (33, 48), ((2**16, 2048),)),
-    Job("add", lambda N, C: ((N, C), (N, C)), "moves", lambda N, C: (3 * N * C, N * C), (33, 48), ((2**17, 768),)),
-    Job("mul", lambda N, C: ((N, C), (N, C)), "moves", lambda N, C: (3 * N * C, 5 * N * C), (33, 48), ((2**17, 768),)),
+    Job("rmsnorm", lambda N, C: ((N, C), (C,), 1e-5), "moves", _moves(2, 3), ROWS, WIDTHS),
+    Job("layernorm", lambda N, C: ((N, C), (C,), (C,), 1e-5), "moves", _moves(2, 3), ROWS, WIDTHS),
+    Job("add_rmsnorm", lambda N, C: (*[(N, C)] * 2, (C,), 1e-5), "moves", _moves(4, 4), ROWS, WIDTHS),
+    Job("add_layernorm", lambda N, C: (*[(N, C)] * 2, (C,), (C,), 1e-5), "moves", _moves(4, 4), ROWS, WIDTHS),
+    Job("softmax", lambda N, C: ((N, C),), "moves", _moves(2, 3), ROWS, (*WIDTHS, (8192, 32768))),
+    Job("gelu", lambda N, C: ((N, C),), "moves", _moves(2, 3), ROWS, ((65536, 3072),)),
+    Job("swiglu", lambda N, C: ((N, C), (N, C)), "moves", _moves(3, 5), ROWS, ((65536, 2048),)),
+    Job("add", lambda N, C: ((N, C), (N, C)), "moves", _moves(3, 0), ROWS, ((131072, 768),)),
+    Job("mul", lambda N, C: ((N, C), (N, C)), "moves", _moves(3, 5), ROWS, ((131072, 768),)),
     Job(
         "rope", lambda B, T, H, D: ((B, T, H, D), (T, D // 2), (T, D // 2)), "moves",
-        lambda B, T, H, D: (2 * B * T * H * D, 2 * B * T * H * D), (2, 16, 2, 8), ((64, 1024, 12, 64), (16, 4096, 16, 128)),
+        lambda B, T, H, D: (2 * B * T * H * D, 2 * B * T * H * D),
+        (2, 16, 2, 8), ((64, 1024, 12, 64), (16, 4096, 16, 128)),
     ),
     Job(
         "embedding", lambda N, V, C: (Ids((N,), V), (V, C)), "moves",
-        lambda N, V, C: (2 * N * C, N * C + V * C), (33, 31, 48), ((2**17, 50304, 768),),
+        lambda N, V, C: (2 * N * C, N * C + V * C),
+        (33, 31, 48), ((131072, 50304, 768),),
     ),
     Job(
         "linear", lambda N, K, M: ((N, K), (M, K), None), "flops",
-        lambda N, K, M: (2 * N * K * M, 4 * N * K * M), (33, 48, 24), ((16384, 768, 3072), (8192, 8192, 8192)),
+        lambda N, K, M: (2 * N * K * M, 4 * N * K * M),
+        (33, 48, 24), ((16384, 768, 3072), (8192, 8192, 8192)),
     ),
     Job(
         "cross_entropy", lambda N, V: ((N, V), Ids((N,), V), -100), "moves",
-        lambda N, V: (N * V, 2 * N * V), (33, 48), ((8192, 50304),),
+        lambda N, V: (N * V, 2 * N * V),
+        ROWS, ((8192, 50304),),
     ),
     Job(
         "linear_cross_entropy", lambda N, C, V: ((N, C), (V, C), Ids((N,), V), -100), "flops",
-        lambda N, C, V: (2 * N * C * V, 4 * N * C * V), (33, 48, 31), ((16384, 768, 50304),),
+        lambda N, C, V: (2 * N * C * V, 4 * N * C * V),
+        (33, 48, 31), ((16384, 768, 50304),),
     ),
     Job(
-        "attention", _heads, "flops",
-        lambda B, T, H, D: (2 * B * H * T * T * D, 5 * B * H * T * T * D), (4, 32, 4, 32), HEADS,
+        "attention", _qkv, "flops",  # causal: half of 4 B H T² D, and 2.5 times that
+        lambda B, T, H, D: (2 * B * H * T * T * D, 5 * B * H * T * T * D),
+        (4, 32, 4, 32), HEADS,
     ),
 )  # fmt: skip
 
@@ -224,13 +234,13 @@ def timing(job: Job, sizes: tuple, function: Callable, dtype: torch.dtype) -> di
     dy = tuple(torch.randn_like(out) for out in y)
     forward = milliseconds(lambda: function(*inputs))
     backward = milliseconds(lambda: gradients(y, dy, inputs))
-    del y
+    y = None
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     y = outputs(function(*inputs))
-    result = torch.autograd.grad(y, [x for x in inputs if isinstance(x, Tensor) and x.requires_grad], dy)
-    del y, result
+    leaves = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+    torch.autograd.grad(y, leaves, dy)
     peak = (torch.cuda.max_memory_allocated() - before) / 2**20
     return {"forward_ms": forward, "backward_ms": backward, "peak_mib": peak}
 
@@ -255,10 +265,14 @@ def run(jobs: list[Job], engines: list[str], dtype: torch.dtype) -> dict:
     top = None
     if device == "cuda":
         top = ceilings()
-        report |= {"gpu": torch.cuda.get_device_name(), "copy_tb_s": top["moves"] / 1e12, "matmul_tflop_s": top["flops"] / 1e12}  # fmt: skip
+        report |= {
+            "gpu": torch.cuda.get_device_name(),
+            "copy_tb_s": top["moves"] / 1e12,
+            "matmul_tflop_s": top["flops"] / 1e12,
+        }
         console.print(
-            f"{report['gpu']}, PyTorch {report['torch']}, {report['dtype']}: a copy moves {report['copy_tb_s']:.2f} "
-            f"TB/s, a matrix product does {report['matmul_tflop_s']:.0f} TFLOP/s"
+            f"{report['gpu']}, PyTorch {torch.__version__}, {report['dtype']}. Ceilings: a copy moves "
+            f"{report['copy_tb_s']:.2f} TB/s, a matrix product does {report['matmul_tflop_s']:.0f} TFLOP/s."
         )
     else:
         console.print(
@@ -349,9 +363,9 @@ def main() -> int:
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")  # before the engine imports Triton
     else:  # one forward pass, many backward passes: the compiled backward may not reuse its inputs' memory
-        import torch._functorch.config
+        from torch._functorch import config
 
-        torch._functorch.config.donated_buffer = False
+        config.donated_buffer = False
     dtype = arguments.dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
     jobs = [job for job in JOBS if not arguments.operations or job.operation in arguments.operations]
     report = run(jobs, arguments.engines, getattr(torch, dtype))
