@@ -260,6 +260,7 @@ def ceilings() -> dict[str, float]:
 def run(jobs: list[Job], engines: list[str], dtype: torch.dtype) -> dict:
     """Check every operation, time it if there is a GPU; -> what `--output` writes."""
     console = Console()
+    console.width = max(console.width, 120)  # where the output is a file, too
     device = "cuda" if torch.cuda.is_available() else "cpu"
     report = {"torch": torch.__version__, "dtype": str(dtype).removeprefix("torch."), "results": []}
     top = None
@@ -281,7 +282,10 @@ def run(jobs: list[Job], engines: list[str], dtype: torch.dtype) -> dict:
     for job in jobs:
         results = list(measure(job, engines, dtype, device, top))
         report["results"] += results
-        console.print(table(job, results, top))
+        if top is not None:
+            console.print(times_table(job, results))
+    if top is None:
+        console.print(values_table(report["results"]))
     return report
 
 
@@ -324,30 +328,47 @@ def measure(job: Job, engines: list[str], dtype, device: str, top: dict | None) 
             yield result | {"failed": f"{type(failure).__name__}: {failure}".splitlines()[0][:200]}
 
 
-def table(job: Job, results: list[dict], top: dict | None) -> Table:
-    unit = "TB/s" if job.unit == "moves" else "TFLOP/s"
-    made = Table(title=job.operation, title_justify="left")
-    headings = ["", "error"]
-    if top is not None:
-        headings += ["sizes", "forward ms", "backward ms", unit, "both", "of the ceiling", "MiB", "host µs"]
-    for heading in headings:
-        made.add_column(heading, justify="left" if heading in ("", "sizes") else "right")
-    digits = 2 if job.unit == "moves" else 0
-    for r in results:
-        if "failed" in r:
-            made.add_row(r["name"], "[yellow]failed[/]", r["failed"][:60])
-            continue
-        row = [r["name"], f"{r['error']:.1e}" if r["right"] else f"[red]{r['error']:.1e}[/]"]
-        if "sizes" in r:
-            forward, backward, both = r["rates"]
-            row += [
-                "×".join(map(str, r["sizes"])), f"{r['forward_ms']:.3f}", f"{r['backward_ms']:.3f}",
-                f"{forward:.{digits}f} / {backward:.{digits}f}", f"{both:.{digits}f}",
-                " / ".join(f"{part:.0%}" for part in r["of_ceiling"][:2]), f"{r['peak_mib']:.0f}",
-                " + ".join(f"{us:.0f}" for us in r["host_us"]),
-            ]  # fmt: skip
-        made.add_row(*row)
+def values_table(results: list[dict]) -> Table:
+    """One row an operation, one column an engine: ‖out - exact‖ / ‖exact‖."""
+    names = list(dict.fromkeys(r["name"] for r in results))
+    made = Table(
+        "", *names, title="the largest relative error of outputs and gradients", title_justify="left"
+    )
+    for operation in dict.fromkeys(r["operation"] for r in results):
+        errors = {r["name"]: r for r in results if r["operation"] == operation}
+        made.add_row(operation, *(_error(errors[name]) if name in errors else "-" for name in names))
     return made
+
+
+def times_table(job: Job, results: list[dict]) -> Table:
+    """One row a competitor and size; two numbers in a field are the forward and the backward pass."""
+    unit, digits = ("TB/s", 2) if job.unit == "moves" else ("TFLOP/s", 0)
+    made = Table(title=job.operation, title_justify="left")
+    for heading in ("sizes", "", "error", "ms", unit, "of the ceiling", "both", "MiB", "host µs"):
+        made.add_column(heading, justify="left" if heading in ("sizes", "") else "right")
+    for r in sorted(results, key=lambda r: r.get("sizes", ())):
+        if "sizes" not in r:
+            made.add_row("", r["name"], _error(r), *[""] * 6)
+            continue
+        forward, backward, both = r["rates"]
+        made.add_row(
+            "×".join(map(str, r["sizes"])),
+            r["name"],
+            _error(r),
+            f"{r['forward_ms']:.3f} {r['backward_ms']:.3f}",
+            f"{forward:.{digits}f} {backward:.{digits}f}",
+            f"{r['of_ceiling'][0]:.0%} {r['of_ceiling'][1]:.0%}",
+            f"{both:.{digits}f}",
+            f"{r['peak_mib']:.0f}",
+            f"{r['host_us'][0]:.0f} {r['host_us'][1]:.0f}",
+        )
+    return made
+
+
+def _error(result: dict) -> str:
+    if "failed" in result:
+        return f"[yellow]{result['failed'][:60]}[/]"
+    return f"{result['error']:.0e}" if result["right"] else f"[red]{result['error']:.0e} wrong[/]"
 
 
 def main() -> int:
