@@ -5,6 +5,7 @@ Stub and solution are taken from the notebooks themselves: the setup cell, then 
 
 import ast
 import importlib
+import linecache
 import re
 from pathlib import Path
 
@@ -32,13 +33,20 @@ def answer_in(folder: Path, number: str):
             code = "\n".join(
                 line for line in cell.source.splitlines() if not line.strip().startswith(("!", "%"))
             )
-            exec(compile(_without_empty_blocks(code), str(path), "exec"), namespace)
+            _run(_without_empty_blocks(code), path, namespace)
         elif cell.cell_type == "code" and "exercise" in tags:
-            exec(compile(cell.source, str(path), "exec"), namespace)
+            _run(cell.source, path, namespace)
         elif call := re.search(rf'^check\("{re.escape(number)}", *(.+)\)', cell.source, re.M | re.S):
             expression = ast.parse(f"f({call.group(1)})".split("\n")[0], mode="eval").body.args[0]
             return eval(compile(ast.Expression(expression), str(path), "eval"), namespace)
     raise AssertionError(f"{path.name} has no check of exercise {number}")
+
+
+def _run(code: str, path: Path, namespace: dict) -> None:
+    """Run a cell so that `inspect` finds its source, as in a notebook: Triton compiles from that."""
+    name = f"<{path.stem}: {hash(code)}>"
+    linecache.cache[name] = len(code), None, code.splitlines(keepends=True), name
+    exec(compile(code, name, "exec"), namespace)
 
 
 def _without_empty_blocks(code: str) -> str:

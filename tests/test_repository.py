@@ -17,7 +17,7 @@ FLOORS = (
     ("config", "device"),
     ("data", "tokenizer", "optim", "initial", "manual", "model"),
     ("training", "inference", "runlog", "run_folder", "flops", "checkpoint", "distributed"),
-    ("plots", "widgets", "exercises", "doctor", "cli", "__main__"),
+    ("plots", "widgets", "assembly", "exercises", "doctor", "cli", "__main__"),
 )
 
 

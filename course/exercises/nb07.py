@@ -1,0 +1,170 @@
+"""Checkers of notebook 07: the floor of an optimizer, and three kernels."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from course import device
+from course.exercises.checking import Wrong, exercise, expect_close
+
+# What a launcher needs of PyTorch is memory and views; this is arithmetic that a kernel should do.
+_ARITHMETIC = {
+    "add", "sub", "mul", "div", "exp", "log", "sum", "mean", "max", "amax", "logsumexp", "softmax",
+    "_softmax", "log_softmax", "_log_softmax", "addcmul",
+}  # fmt: skip
+
+
+class _OnlyKernels(TorchDispatchMode):
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.overloadpacket.__name__
+        if name.rstrip("_") in _ARITHMETIC or name in _ARITHMETIC:
+            raise Wrong(f"PyTorch computed `{name}` here: all arithmetic should happen in your kernel.")
+        return operation(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _only_kernels() -> Iterator[None]:
+    with _OnlyKernels():
+        yield
+    if device.DEVICE.type == "cuda":
+        torch.cuda.synchronize()  # a fault in the kernel shows here, not in a later cell
+
+
+def _call(function, *arguments, shape: tuple, dtype: torch.dtype):
+    with _only_kernels():
+        y = function(*arguments)
+    if not isinstance(y, torch.Tensor):
+        raise Wrong(f"The function should return a tensor, and returns a {type(y).__name__}.")
+    if tuple(y.shape) != shape:
+        raise Wrong(f"The result has shape {tuple(y.shape)}, expected {shape}.")
+    if y.dtype != dtype:
+        raise Wrong(f"The result is {y.dtype}, expected {dtype}.")
+    return y
+
+
+# --- 07.1 -------------------------------------------------------------------------------
+
+
+@exercise("07.1")
+def adamw_floor(floor) -> None:
+    for n, rate, bandwidth in (
+        (1000, 60e12, 3e12),
+        (7, 2e9, 4e12),
+        (124_000_000, 1e12, 3e11),
+        (10, 1e6, 1e6),
+    ):
+        result = floor(n, rate, bandwidth)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise Wrong("The function should return two things: seconds, and which limit.")
+        got, limit = result
+        moving, computing = 28 * n / bandwidth, 15 * n / rate
+        expected = max(moving, computing)
+        case = f"n = {n:,}, rate = {rate:.0e}, bandwidth = {bandwidth:.0e}"
+        if not math.isclose(got, expected, rel_tol=1e-9):
+            reason = {
+                moving
+                + computing: "Moving and computing go on at the same time: the larger counts, not the sum.",
+                16 * n / bandwidth: "What is written counts, too.",
+                7 * n / bandwidth: "These are numbers; a float32 has four bytes.",
+                min(moving, computing): "Of the two times the larger is the floor.",
+            }
+            why = next(
+                (words for value, words in reason.items() if math.isclose(got, value, rel_tol=1e-9)), ""
+            )
+            raise Wrong(f"{case}: {got:.3g} s, expected {expected:.3g} s. {why}".strip())
+        name = "memory" if moving > computing else "arithmetic"
+        if limit != name:
+            raise Wrong(f"{case}: the time is right, and the limit is {name!r}, not {limit!r}.")
+
+
+# --- 07.2 -------------------------------------------------------------------------------
+
+
+@exercise("07.2")
+def affine(function) -> None:
+    for M, N, what in (
+        (3, 8, ""),
+        (5, 13, ""),
+        (1, 1, ""),
+        (7, 6, "transposed"),
+        (4, 9, "every second column"),
+    ):
+        x = device.normal(M, N, seed=M, dtype=torch.float32)
+        if what == "transposed":
+            x = device.normal(N, M, seed=M, dtype=torch.float32).T
+        elif what:
+            x = device.normal(M, 2 * N, seed=M, dtype=torch.float32)[:, ::2]
+        scale, bias = (device.normal(k, seed=9, dtype=torch.float32) for k in (M, N))
+        expected = scale[:, None] * x + bias
+        got = _call(function, x, scale, bias, shape=(M, N), dtype=torch.float32)
+        if what and not torch.allclose(got, expected, atol=1e-5):
+            raise Wrong(
+                f"For an x that is no contiguous matrix ({what}, strides {x.stride()}) the values are wrong: "
+                "both strides have to be used."
+            )
+        if torch.allclose(got, x * scale[:, None], atol=1e-6):
+            raise Wrong("The bias is missing.")
+        if M != N and torch.allclose(got, x + bias, atol=1e-6):
+            raise Wrong("The scale is missing.")
+        expect_close("y", got, expected, 1e-5)
+
+
+# --- 07.3 -------------------------------------------------------------------------------
+
+
+@exercise("07.3")
+def logsumexp(function) -> None:
+    for M, N, shift in ((2, 8, 0.0), (3, 11, 0.0), (1, 1, 0.0), (4, 33, 1e4), (4, 33, -1e4)):
+        x = shift + device.normal(M, 2 * N, seed=N, dtype=torch.float32)[:, :N]
+        expected = torch.logsumexp(x.double(), -1)
+        got = _call(function, x, shape=(M,), dtype=torch.float32)
+        if not torch.isfinite(got).all():
+            raise Wrong(
+                f"For scores near {shift:g} the result is {got[0].item()}: exponentials of large scores "
+                "overflow, those of small ones vanish. First subtract the row's maximum."
+            )
+        padded = triton_width(N) - N
+        if padded and shift == 0:
+            with_zeros = torch.log(x.double().exp().sum(-1) + padded)
+            if torch.allclose(got.double(), with_zeros, atol=1e-5):
+                raise Wrong(
+                    f"With N = {N}, {padded} masked elements were counted as scores of 0, and e⁰ = 1. Load "
+                    "them as something whose exponential is 0."
+                )
+        expect_close("the result", got, expected, 1e-6)
+
+
+def triton_width(n: int) -> int:
+    """The next power of two."""
+    return 1 << (n - 1).bit_length()
+
+
+# --- 07.4 -------------------------------------------------------------------------------
+
+
+@exercise("07.4")
+def wide_softmax(function) -> None:
+    for M, N, BLOCK, kind in (
+        (2, 16, 16, "random"),
+        (2, 50, 16, "random"),
+        (3, 40, 8, "rising"),
+        (2, 70, 32, "large"),
+    ):
+        x = device.normal(M, N, seed=N, dtype=torch.float32)
+        if kind == "rising":  # each block has a larger maximum than the one before
+            x = x + torch.arange(N, device=x.device)
+        elif kind == "large":
+            x = x * 1e4
+        expected = torch.softmax(x.double(), -1)
+        got = _call(function, x, BLOCK, shape=(M, N), dtype=torch.float32)
+        case = f"M = {M}, N = {N}, BLOCK = {BLOCK}"
+        if not torch.isfinite(got).all():
+            raise Wrong(f"{case}: some results are not finite. Which exponent is above 0, or which sum is 0?")
+        sums = got.double().sum(-1)
+        if not torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+            reason = " Was every block read, and is the sum so far corrected when the maximum grows?"
+            raise Wrong(f"{case}: the rows add up to {sums[0].item():.4g}, not to 1.{reason}")
+        expect_close("y", got, expected, 1e-5)
