@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from triton.tools.tensor_descriptor import TensorDescriptor
+
 from kernels.checks import check_attention
 
 LOG2_E = math.log2(math.e)
@@ -23,27 +25,23 @@ def _dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _at(X, strides, batch, row, head):
-    batch, row, head = tl.cast(batch, tl.int64), tl.cast(row, tl.int64), tl.cast(head, tl.int64)
-    return X + batch * strides[0] + row * strides[1] + head * strides[2]
-
-
-@triton.jit
-def _offsets(strides, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
-    return tl.arange(0, BLOCK)[:, None] * strides[1] + tl.arange(0, BLOCK_D)[None, :] * strides[3]
-
-
-@triton.jit
-def _load(X, offsets, rows_left, D: tl.constexpr, EDGE: tl.constexpr):
-    BLOCK_D: tl.constexpr = offsets.shape[1]
-    columns = tl.arange(0, BLOCK_D)[None, :]
-    if EDGE:
-        rows = tl.arange(0, offsets.shape[0])[:, None]
-        return tl.load(X + offsets, mask=(rows < rows_left) & (columns < D), other=0.0)
-    elif D < BLOCK_D:
-        return tl.load(X + offsets, mask=columns < D, other=0.0)
+def _tile(
+    X, batch, head, row, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, EDGE: tl.constexpr
+):
+    if isinstance(X, tl.tensor_descriptor):
+        return X.load([batch, head, tl.cast(row, tl.int32), 0]).reshape(BLOCK, BLOCK_D)
     else:
-        return tl.load(X + offsets)
+        base, n_rows, strides = X
+        base += tl.cast(batch, tl.int64) * strides[0] + tl.cast(row, tl.int64) * strides[1]
+        base += tl.cast(head, tl.int64) * strides[2]
+        rows, columns = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK_D)[None, :]
+        pointers = base + (rows * strides[1] + columns * strides[3])
+        if EDGE:
+            return tl.load(pointers, mask=(rows < n_rows - row) & (columns < D), other=0.0)
+        elif D < BLOCK_D:
+            return tl.load(pointers, mask=columns < D, other=0.0)
+        else:
+            return tl.load(pointers)
 
 
 @triton.jit
@@ -79,7 +77,9 @@ def _keys_seen(first, last, S, window, CAUSAL: tl.constexpr, WINDOW: tl.constexp
 
 
 @triton.jit
-def _queries_seeing(first, last, T, S, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr):
+def _queries_seeing(
+    first, last, T, S, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr
+):
     start, inner, edge, stop = 0, 0, T // BLOCK_M * BLOCK_M, T
     if CAUSAL:
         start = tl.maximum(0, first - (S - T)) // BLOCK_M * BLOCK_M
@@ -95,7 +95,7 @@ def _queries_seeing(first, last, T, S, window, CAUSAL: tl.constexpr, WINDOW: tl.
 
 @triton.jit
 def _forward_kernel(
-    Q, q_strides, K, k_strides, V, v_strides, SINK, Y, LSE,
+    Q, K, V, SINK, Y, LSE,
     H, group, T, S, window, qk_scale,
     D: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -103,13 +103,12 @@ def _forward_kernel(
     n_blocks = tl.cdiv(T, BLOCK_M)
     pid = tl.program_id(0)
     batch, head = pid // n_blocks // H, pid // n_blocks % H
+    kv_head = head // group
     block = n_blocks - 1 - pid % n_blocks
     start_m = block * BLOCK_M
     queries = S - T + start_m + tl.arange(0, BLOCK_M)
 
-    Q = _at(Q, q_strides, batch, start_m, head)
-    k_offsets, v_offsets = _offsets(k_strides, BLOCK_N, BLOCK_D), _offsets(v_strides, BLOCK_N, BLOCK_D)
-    q = _load(Q, _offsets(q_strides, BLOCK_M, BLOCK_D), T - start_m, D, True)
+    q = _tile(Q, batch, head, start_m, D, BLOCK_M, BLOCK_D, True)
 
     m = tl.full([BLOCK_M], LOWEST, tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)
@@ -121,7 +120,7 @@ def _forward_kernel(
     bounds = _keys_seen(first, tl.minimum(first + BLOCK_M, S) - 1, S, window, CAUSAL, WINDOW, BLOCK_N)
     for part in tl.static_range(0 if WINDOW else 1, 3):
         for n in tl.range(bounds[part], bounds[part + 1], BLOCK_N):
-            k = _load(_at(K, k_strides, batch, n, head // group), k_offsets, S - n, D, part != 1)
+            k = _tile(K, batch, kv_head, n, D, BLOCK_N, BLOCK_D, part != 1)
             s = _dot(q, k.T, None, PRECISION)
             if part != 1:
                 keys = n + tl.arange(0, BLOCK_N)
@@ -132,7 +131,7 @@ def _forward_kernel(
             p = tl.exp2(s * qk_scale - m_new[:, None])
             l = l * alpha + tl.sum(p, 1)
             acc = acc * alpha[:, None]
-            v = _load(_at(V, v_strides, batch, n, head // group), v_offsets, S - n, D, part != 1)
+            v = _tile(V, batch, kv_head, n, D, BLOCK_N, BLOCK_D, part != 1)
             acc = _dot(p.to(v.dtype), v, acc, PRECISION)
             m = m_new
     _store(Y, acc / l[:, None], batch, start_m, T, head, H, D)
@@ -142,7 +141,7 @@ def _forward_kernel(
 
 @triton.jit
 def _dq_kernel(
-    Q, q_strides, K, k_strides, V, v_strides, SINK, Y, LSE, DY, dy_strides, DQ, DELTA, DSINK,
+    Q, K, V, SINK, Y, LSE, DY, DQ, DELTA, DSINK,
     H, group, T, S, window, qk_scale, softmax_scale,
     D: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -150,18 +149,15 @@ def _dq_kernel(
     n_blocks = tl.cdiv(T, BLOCK_M)
     pid = tl.program_id(0)
     batch, head = pid // n_blocks // H, pid // n_blocks % H
+    kv_head = head // group
     block = n_blocks - 1 - pid % n_blocks
     start_m = block * BLOCK_M
     queries = S - T + start_m + tl.arange(0, BLOCK_M)
     rows = start_m + tl.arange(0, BLOCK_M)
 
-    Q = _at(Q, q_strides, batch, start_m, head)
-    DY = _at(DY, dy_strides, batch, start_m, head)
-    k_offsets, v_offsets = _offsets(k_strides, BLOCK_N, BLOCK_D), _offsets(v_strides, BLOCK_N, BLOCK_D)
-    q = _load(Q, _offsets(q_strides, BLOCK_M, BLOCK_D), T - start_m, D, True)
-    dy = _load(DY, _offsets(dy_strides, BLOCK_M, BLOCK_D), T - start_m, D, True)
-    Y += ((batch.to(tl.int64) * T + start_m) * H + head) * D
-    y = _load(Y, _offsets((0, H * D, 0, 1), BLOCK_M, BLOCK_D), T - start_m, D, True)
+    q = _tile(Q, batch, head, start_m, D, BLOCK_M, BLOCK_D, True)
+    dy = _tile(DY, batch, head, start_m, D, BLOCK_M, BLOCK_D, True)
+    y = _tile(Y, batch, head, start_m, D, BLOCK_M, BLOCK_D, True)
 
     statistics = (batch.to(tl.int64) * H + head) * T + rows
     lse = tl.load(LSE + statistics, mask=rows < T, other=float("inf"))
@@ -176,8 +172,8 @@ def _dq_kernel(
     bounds = _keys_seen(first, tl.minimum(first + BLOCK_M, S) - 1, S, window, CAUSAL, WINDOW, BLOCK_N)
     for part in tl.static_range(0 if WINDOW else 1, 3):
         for n in tl.range(bounds[part], bounds[part + 1], BLOCK_N):
-            k = _load(_at(K, k_strides, batch, n, head // group), k_offsets, S - n, D, part != 1)
-            v = _load(_at(V, v_strides, batch, n, head // group), v_offsets, S - n, D, part != 1)
+            k = _tile(K, batch, kv_head, n, D, BLOCK_N, BLOCK_D, part != 1)
+            v = _tile(V, batch, kv_head, n, D, BLOCK_N, BLOCK_D, part != 1)
             s = _dot(q, k.T, None, PRECISION)
             dp = _dot(dy, v.T, None, PRECISION)
             p = tl.exp2(s * qk_scale - lse[:, None])
@@ -192,7 +188,7 @@ def _dq_kernel(
 
 @triton.jit
 def _dkv_kernel(
-    Q, q_strides, K, k_strides, V, v_strides, LSE, DY, dy_strides, DELTA, DK, DV,
+    Q, K, V, LSE, DY, DELTA, DK, DV,
     H, group, T, S, window, qk_scale, softmax_scale,
     D: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -204,11 +200,8 @@ def _dkv_kernel(
     start_n = pid % n_blocks * BLOCK_N
     keys = start_n + tl.arange(0, BLOCK_N)
 
-    K = _at(K, k_strides, batch, start_n, kv_head)
-    V = _at(V, v_strides, batch, start_n, kv_head)
-    k = _load(K, _offsets(k_strides, BLOCK_N, BLOCK_D), S - start_n, D, True)
-    v = _load(V, _offsets(v_strides, BLOCK_N, BLOCK_D), S - start_n, D, True)
-    q_offsets, dy_offsets = _offsets(q_strides, BLOCK_M, BLOCK_D), _offsets(dy_strides, BLOCK_M, BLOCK_D)
+    k = _tile(K, batch, kv_head, start_n, D, BLOCK_N, BLOCK_D, True)
+    v = _tile(V, batch, kv_head, start_n, D, BLOCK_N, BLOCK_D, True)
 
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -219,8 +212,8 @@ def _dkv_kernel(
         for part in tl.static_range(0 if CAUSAL else 1, 3):
             for m in tl.range(bounds[part], bounds[part + 1], BLOCK_M):
                 rows = m + tl.arange(0, BLOCK_M)
-                q = _load(_at(Q, q_strides, batch, m, head), q_offsets, T - m, D, part != 1)
-                dy = _load(_at(DY, dy_strides, batch, m, head), dy_offsets, T - m, D, part != 1)
+                q = _tile(Q, batch, head, m, D, BLOCK_M, BLOCK_D, part != 1)
+                dy = _tile(DY, batch, head, m, D, BLOCK_M, BLOCK_D, part != 1)
                 if part != 1:
                     lse = tl.load(LSE + statistics + rows, mask=rows < T, other=float("inf"))
                     delta = tl.load(DELTA + statistics + rows, mask=rows < T, other=0.0)
@@ -241,10 +234,21 @@ def _dkv_kernel(
     _store(DV, dv, batch, start_n, S, kv_head, H_kv, D)
 
 
+def _rows(x, BLOCK, tma):
+    if tma:
+        x = x.transpose(1, 2)
+        return TensorDescriptor(
+            x, x.shape, x.stride(), [1, 1, BLOCK, max(16, triton.next_power_of_2(x.shape[3]))]
+        )
+    return x, x.shape[1], x.stride()
+
+
 CONFIG = {"forward": (16, 16, 4, 2), "dq": (16, 16, 4, 2), "dkv": (16, 16, 4, 2)}
 
 
-def attention_forward(q, k, v, sink=None, causal=True, window=None, softmax_scale=None, config=None):
+def attention_forward(
+    q, k, v, sink=None, causal=True, window=None, softmax_scale=None, config=None, tma=False
+):
     check_attention(q, k, v, sink, causal, window)
     B, T, H, D = q.shape
     S, H_kv = k.shape[1], k.shape[2]
@@ -254,7 +258,7 @@ def attention_forward(q, k, v, sink=None, causal=True, window=None, softmax_scal
     lse = q.new_empty((B, H, T), dtype=torch.float32)
     BLOCK_M, BLOCK_N, warps, stages = config or CONFIG["forward"]
     _forward_kernel[(triton.cdiv(T, BLOCK_M) * B * H,)](
-        q, q.stride(), k, k.stride(), v, v.stride(), sink, y, lse,
+        _rows(q, BLOCK_M, tma), _rows(k, BLOCK_N, tma), _rows(v, BLOCK_N, tma), sink, y, lse,
         H, H // H_kv, T, S, window or 0, softmax_scale * LOG2_E,
         D, causal, window is not None, "ieee",
         BLOCK_M, BLOCK_N, max(16, triton.next_power_of_2(D)), num_warps=warps, num_stages=stages,
@@ -262,7 +266,7 @@ def attention_forward(q, k, v, sink=None, causal=True, window=None, softmax_scal
     return y, (q, k, v, sink, y, lse, causal, window, softmax_scale)
 
 
-def attention_backward(dy, saved, dq_config=None, dkv_config=None, which="both"):
+def attention_backward(dy, saved, dq_config=None, dkv_config=None, which="both", tma=False):
     q, k, v, sink, y, lse, causal, window, softmax_scale = saved
     B, T, H, D = q.shape
     S, H_kv = k.shape[1], k.shape[2]
@@ -270,19 +274,30 @@ def attention_backward(dy, saved, dq_config=None, dkv_config=None, which="both")
     delta = torch.empty_like(lse)
     BLOCK_M, BLOCK_N, warps, stages = dq_config or CONFIG["dq"]
     dsink = None if sink is None else lse.new_empty((B * triton.cdiv(T, BLOCK_M), H))
-    common = (H, H // H_kv, T, S, window or 0, softmax_scale * LOG2_E, softmax_scale,
-        D, causal, window is not None, "ieee")
+    common = (
+        H,
+        H // H_kv,
+        T,
+        S,
+        window or 0,
+        softmax_scale * LOG2_E,
+        softmax_scale,
+        D,
+        causal,
+        window is not None,
+        "ieee",
+    )
     BLOCK_D = max(16, triton.next_power_of_2(D))
     if which != "dkv":
         _dq_kernel[(triton.cdiv(T, BLOCK_M) * B * H,)](
-            q, q.stride(), k, k.stride(), v, v.stride(), sink, y, lse, dy, dy.stride(), dq, delta, dsink,
+            _rows(q, BLOCK_M, tma), _rows(k, BLOCK_N, tma), _rows(v, BLOCK_N, tma), sink, _rows(y, BLOCK_M, tma), lse, _rows(dy, BLOCK_M, tma), dq, delta, dsink,
             *common,
             BLOCK_M, BLOCK_N, BLOCK_D, num_warps=warps, num_stages=stages,
         )  # fmt: skip
     BLOCK_M, BLOCK_N, warps, stages = dkv_config or CONFIG["dkv"]
     if which != "dq":
         _dkv_kernel[(triton.cdiv(S, BLOCK_N) * B * H_kv,)](
-            q, q.stride(), k, k.stride(), v, v.stride(), lse, dy, dy.stride(), delta, dk, dv,
+            _rows(q, BLOCK_M, tma), _rows(k, BLOCK_N, tma), _rows(v, BLOCK_N, tma), lse, _rows(dy, BLOCK_M, tma), delta, dk, dv,
             *common,
             BLOCK_M, BLOCK_N, BLOCK_D, num_warps=warps, num_stages=stages,
         )  # fmt: skip
