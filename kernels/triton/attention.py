@@ -45,6 +45,20 @@ def _tile(
 
 
 @triton.jit
+def _numbers(X, batch, head, row, BLOCK: tl.constexpr, EDGE: tl.constexpr):
+    if isinstance(X, tl.tensor_descriptor):
+        return X.load([batch, head, tl.cast(row, tl.int32)]).reshape(BLOCK)
+    else:
+        base, n_rows, strides = X
+        base += tl.cast(batch, tl.int64) * strides[0] + tl.cast(head, tl.int64) * strides[1] + row
+        rows = tl.arange(0, BLOCK)
+        if EDGE:
+            return tl.load(base + rows, mask=rows < n_rows - row, other=0.0)
+        else:
+            return tl.load(base + rows)
+
+
+@triton.jit
 def _store(X, tile, batch, start, n_rows, head, H, D: tl.constexpr):
     rows = start + tl.arange(0, tile.shape[0])[:, None]
     columns = tl.arange(0, tile.shape[1])[None, :]
@@ -96,7 +110,7 @@ def _queries_seeing(
 @triton.jit
 def _forward_kernel(
     Q, K, V, SINK, Y, LSE,
-    H, group, T, S, window, qk_scale,
+    H, group, T, S, T_pad, window, qk_scale,
     D: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -136,13 +150,13 @@ def _forward_kernel(
             m = m_new
     _store(Y, acc / l[:, None], batch, start_m, T, head, H, D)
     rows = start_m + tl.arange(0, BLOCK_M)
-    tl.store(LSE + (batch.to(tl.int64) * H + head) * T + rows, m + tl.log2(l), mask=rows < T)
+    tl.store(LSE + (batch.to(tl.int64) * H + head) * T_pad + rows, m + tl.log2(l), mask=rows < T)
 
 
 @triton.jit
 def _dq_kernel(
     Q, K, V, SINK, Y, LSE, DY, DQ, DELTA, DSINK,
-    H, group, T, S, window, qk_scale, softmax_scale,
+    H, group, T, S, T_pad, window, qk_scale, softmax_scale,
     D: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -159,10 +173,9 @@ def _dq_kernel(
     dy = _tile(DY, batch, head, start_m, D, BLOCK_M, BLOCK_D, True)
     y = _tile(Y, batch, head, start_m, D, BLOCK_M, BLOCK_D, True)
 
-    statistics = (batch.to(tl.int64) * H + head) * T + rows
-    lse = tl.load(LSE + statistics, mask=rows < T, other=float("inf"))
+    lse = _numbers(LSE, batch, head, start_m, BLOCK_M, True)
     delta = tl.sum(y.to(tl.float32) * dy.to(tl.float32), 1)
-    tl.store(DELTA + statistics, delta, mask=rows < T)
+    tl.store(DELTA + (batch.to(tl.int64) * H + head) * T_pad + rows, delta, mask=rows < T)
     if SINK is not None:
         p_sink = tl.exp2(tl.load(SINK + head).to(tl.float32) * 1.4426950408889634 - lse)
         tl.store(DSINK + (batch * n_blocks + block) * H + head, -tl.sum(p_sink * delta))
@@ -189,7 +202,7 @@ def _dq_kernel(
 @triton.jit
 def _dkv_kernel(
     Q, K, V, LSE, DY, DELTA, DK, DV,
-    H, group, T, S, window, qk_scale, softmax_scale,
+    H, group, T, S, T_pad, window, qk_scale, softmax_scale,
     D: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -208,18 +221,13 @@ def _dkv_kernel(
     last = tl.minimum(start_n + BLOCK_N, S) - 1
     bounds = _queries_seeing(start_n, last, T, S, window, CAUSAL, WINDOW, BLOCK_M)
     for head in tl.range(kv_head * group, kv_head * group + group):
-        statistics = (batch.to(tl.int64) * H + head) * T
         for part in tl.static_range(0 if CAUSAL else 1, 3):
             for m in tl.range(bounds[part], bounds[part + 1], BLOCK_M):
                 rows = m + tl.arange(0, BLOCK_M)
                 q = _tile(Q, batch, head, m, D, BLOCK_M, BLOCK_D, part != 1)
                 dy = _tile(DY, batch, head, m, D, BLOCK_M, BLOCK_D, part != 1)
-                if part != 1:
-                    lse = tl.load(LSE + statistics + rows, mask=rows < T, other=float("inf"))
-                    delta = tl.load(DELTA + statistics + rows, mask=rows < T, other=0.0)
-                else:
-                    lse = tl.load(LSE + statistics + rows)
-                    delta = tl.load(DELTA + statistics + rows)
+                lse = _numbers(LSE, batch, head, m, BLOCK_M, part != 1)
+                delta = _numbers(DELTA, batch, head, m, BLOCK_M, part != 1)
                 s = _dot(k, q.T, None, PRECISION)
                 p = tl.exp2(s * qk_scale - lse[None, :])
                 if part != 1:
@@ -243,6 +251,12 @@ def _rows(x, BLOCK, tma):
     return x, x.shape[1], x.stride()
 
 
+def _per_row(x, T, BLOCK, tma):
+    if tma:
+        return TensorDescriptor(x, [*x.shape[:2], T], x.stride(), [1, 1, BLOCK])
+    return x, T, x.stride()
+
+
 CONFIG = {"forward": (16, 16, 4, 2), "dq": (16, 16, 4, 2), "dkv": (16, 16, 4, 2)}
 
 
@@ -255,11 +269,11 @@ def attention_forward(
     softmax_scale = D**-0.5 if softmax_scale is None else softmax_scale
     sink = None if sink is None else sink.contiguous()
     y = q.new_empty(q.shape)
-    lse = q.new_empty((B, H, T), dtype=torch.float32)
+    lse = q.new_empty((B, H, triton.cdiv(T, 4) * 4), dtype=torch.float32)
     BLOCK_M, BLOCK_N, warps, stages = config or CONFIG["forward"]
     _forward_kernel[(triton.cdiv(T, BLOCK_M) * B * H,)](
         _rows(q, BLOCK_M, tma), _rows(k, BLOCK_N, tma), _rows(v, BLOCK_N, tma), sink, y, lse,
-        H, H // H_kv, T, S, window or 0, softmax_scale * LOG2_E,
+        H, H // H_kv, T, S, lse.shape[2], window or 0, softmax_scale * LOG2_E,
         D, causal, window is not None, "ieee",
         BLOCK_M, BLOCK_N, max(16, triton.next_power_of_2(D)), num_warps=warps, num_stages=stages,
     )  # fmt: skip
@@ -279,6 +293,7 @@ def attention_backward(dy, saved, dq_config=None, dkv_config=None, which="both",
         H // H_kv,
         T,
         S,
+        lse.shape[2],
         window or 0,
         softmax_scale * LOG2_E,
         softmax_scale,
@@ -290,14 +305,14 @@ def attention_backward(dy, saved, dq_config=None, dkv_config=None, which="both",
     BLOCK_D = max(16, triton.next_power_of_2(D))
     if which != "dkv":
         _dq_kernel[(triton.cdiv(T, BLOCK_M) * B * H,)](
-            _rows(q, BLOCK_M, tma), _rows(k, BLOCK_N, tma), _rows(v, BLOCK_N, tma), sink, _rows(y, BLOCK_M, tma), lse, _rows(dy, BLOCK_M, tma), dq, delta, dsink,
+            _rows(q, BLOCK_M, tma), _rows(k, BLOCK_N, tma), _rows(v, BLOCK_N, tma), sink, _rows(y, BLOCK_M, tma), _per_row(lse, T, BLOCK_M, tma), _rows(dy, BLOCK_M, tma), dq, delta, dsink,
             *common,
             BLOCK_M, BLOCK_N, BLOCK_D, num_warps=warps, num_stages=stages,
         )  # fmt: skip
     BLOCK_M, BLOCK_N, warps, stages = dkv_config or CONFIG["dkv"]
     if which != "dq":
         _dkv_kernel[(triton.cdiv(S, BLOCK_N) * B * H_kv,)](
-            _rows(q, BLOCK_M, tma), _rows(k, BLOCK_N, tma), _rows(v, BLOCK_N, tma), lse, _rows(dy, BLOCK_M, tma), delta, dk, dv,
+            _rows(q, BLOCK_M, tma), _rows(k, BLOCK_N, tma), _rows(v, BLOCK_N, tma), _per_row(lse, T, BLOCK_M, tma), _rows(dy, BLOCK_M, tma), _per_row(delta, T, BLOCK_M, tma), dk, dv,
             *common,
             BLOCK_M, BLOCK_N, BLOCK_D, num_warps=warps, num_stages=stages,
         )  # fmt: skip
