@@ -31,11 +31,11 @@ def _tile(
     if isinstance(X, tl.tensor_descriptor):
         return X.load([batch, head, tl.cast(row, tl.int32), 0]).reshape(BLOCK, BLOCK_D)
     else:
-        base, n_rows, strides = X
-        base += tl.cast(batch, tl.int64) * strides[0] + tl.cast(row, tl.int64) * strides[1]
-        base += tl.cast(head, tl.int64) * strides[2]
+        base, n_rows, stride_b, stride_t, stride_h, stride_d = X
+        base += tl.cast(batch, tl.int64) * stride_b + tl.cast(row, tl.int64) * stride_t
+        base += tl.cast(head, tl.int64) * stride_h
         rows, columns = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK_D)[None, :]
-        pointers = base + (rows * strides[1] + columns * strides[3])
+        pointers = base + (rows * stride_t + columns * stride_d)
         if EDGE:
             return tl.load(pointers, mask=(rows < n_rows - row) & (columns < D), other=0.0)
         elif D < BLOCK_D:
@@ -49,8 +49,8 @@ def _numbers(X, batch, head, row, BLOCK: tl.constexpr, EDGE: tl.constexpr):
     if isinstance(X, tl.tensor_descriptor):
         return X.load([batch, head, tl.cast(row, tl.int32)]).reshape(BLOCK)
     else:
-        base, n_rows, strides = X
-        base += tl.cast(batch, tl.int64) * strides[0] + tl.cast(head, tl.int64) * strides[1] + row
+        base, n_rows, stride_b, stride_h, _ = X
+        base += tl.cast(batch, tl.int64) * stride_b + tl.cast(head, tl.int64) * stride_h + row
         rows = tl.arange(0, BLOCK)
         if EDGE:
             return tl.load(base + rows, mask=rows < n_rows - row, other=0.0)
@@ -248,13 +248,13 @@ def _rows(x, BLOCK, tma):
         return TensorDescriptor(
             x, x.shape, x.stride(), [1, 1, BLOCK, max(16, triton.next_power_of_2(x.shape[3]))]
         )
-    return x, x.shape[1], x.stride()
+    return x, x.shape[1], *x.stride()
 
 
 def _per_row(x, T, BLOCK, tma):
     if tma:
         return TensorDescriptor(x, [*x.shape[:2], T], x.stride(), [1, 1, BLOCK])
-    return x, T, x.stride()
+    return x, T, *x.stride()
 
 
 CONFIG = {"forward": (16, 16, 4, 2), "dq": (16, 16, 4, 2), "dkv": (16, 16, 4, 2)}
@@ -270,12 +270,12 @@ def attention_forward(
     sink = None if sink is None else sink.contiguous()
     y = q.new_empty(q.shape)
     lse = q.new_empty((B, H, triton.cdiv(T, 4) * 4), dtype=torch.float32)
-    BLOCK_M, BLOCK_N, warps, stages = config or CONFIG["forward"]
+    BLOCK_M, BLOCK_N, warps, stages, *maxnreg = config or CONFIG["forward"]
     _forward_kernel[(triton.cdiv(T, BLOCK_M) * B * H,)](
         _rows(q, BLOCK_M, tma), _rows(k, BLOCK_N, tma), _rows(v, BLOCK_N, tma), sink, y, lse,
         H, H // H_kv, T, S, lse.shape[2], window or 0, softmax_scale * LOG2_E,
         D, causal, window is not None, "ieee",
-        BLOCK_M, BLOCK_N, max(16, triton.next_power_of_2(D)), num_warps=warps, num_stages=stages,
+        BLOCK_M, BLOCK_N, max(16, triton.next_power_of_2(D)), num_warps=warps, num_stages=stages, **({'maxnreg': maxnreg[0]} if maxnreg else {}),
     )  # fmt: skip
     return y, (q, k, v, sink, y, lse, causal, window, softmax_scale)
 
@@ -286,7 +286,7 @@ def attention_backward(dy, saved, dq_config=None, dkv_config=None, which="both",
     S, H_kv = k.shape[1], k.shape[2]
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     delta = torch.empty_like(lse)
-    BLOCK_M, BLOCK_N, warps, stages = dq_config or CONFIG["dq"]
+    BLOCK_M, BLOCK_N, warps, stages, *maxnreg = dq_config or CONFIG["dq"]
     dsink = None if sink is None else lse.new_empty((B * triton.cdiv(T, BLOCK_M), H))
     common = (
         H,
@@ -307,14 +307,14 @@ def attention_backward(dy, saved, dq_config=None, dkv_config=None, which="both",
         _dq_kernel[(triton.cdiv(T, BLOCK_M) * B * H,)](
             _rows(q, BLOCK_M, tma), _rows(k, BLOCK_N, tma), _rows(v, BLOCK_N, tma), sink, _rows(y, BLOCK_M, tma), _per_row(lse, T, BLOCK_M, tma), _rows(dy, BLOCK_M, tma), dq, delta, dsink,
             *common,
-            BLOCK_M, BLOCK_N, BLOCK_D, num_warps=warps, num_stages=stages,
+            BLOCK_M, BLOCK_N, BLOCK_D, num_warps=warps, num_stages=stages, **({'maxnreg': maxnreg[0]} if maxnreg else {}),
         )  # fmt: skip
-    BLOCK_M, BLOCK_N, warps, stages = dkv_config or CONFIG["dkv"]
+    BLOCK_M, BLOCK_N, warps, stages, *maxnreg = dkv_config or CONFIG["dkv"]
     if which != "dq":
         _dkv_kernel[(triton.cdiv(S, BLOCK_N) * B * H_kv,)](
             _rows(q, BLOCK_M, tma), _rows(k, BLOCK_N, tma), _rows(v, BLOCK_N, tma), _per_row(lse, T, BLOCK_M, tma), _rows(dy, BLOCK_M, tma), _per_row(delta, T, BLOCK_M, tma), dk, dv,
             *common,
-            BLOCK_M, BLOCK_N, BLOCK_D, num_warps=warps, num_stages=stages,
+            BLOCK_M, BLOCK_N, BLOCK_D, num_warps=warps, num_stages=stages, **({'maxnreg': maxnreg[0]} if maxnreg else {}),
         )  # fmt: skip
     if sink is not None:
         dsink = dsink.sum(0).to(sink.dtype)
