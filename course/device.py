@@ -1,6 +1,7 @@
 """What this machine computes with, decided once, so that no notebook ever asks.
 
 `DEVICE` is the GPU if there is one, else the CPU; `DTYPE` is what a full-size training run uses on it.
+Without a GPU, Triton's kernels run in its interpreter: this module, imported before Triton, turns it on.
 Set `COURSE_DEVICE=cpu` to leave a GPU alone.
 """
 
@@ -35,6 +36,8 @@ def _choose_dtype() -> torch.dtype:
 
 DEVICE = _choose_device()
 DTYPE = _choose_dtype()
+if DEVICE.type == "cpu":
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it once, when it is imported
 
 
 def pick(*, cpu: T, gpu: T) -> T:

@@ -6,6 +6,7 @@ and importing it imports no array library: each engine brings its own.
 """
 
 import importlib
+import sys
 from collections.abc import Callable
 from types import ModuleType
 
@@ -23,9 +24,11 @@ def engine(name: str) -> ModuleType:
     try:
         return importlib.import_module(f"kernels.{name}")
     except ModuleNotFoundError as missing:
+        remedy = f"run `pip install {missing.name}`, or choose another engine"
+        if missing.name == "triton" and sys.platform != "linux":
+            remedy = "Triton has packages for Linux only; use Linux or Colab, or choose another engine"
         raise RuntimeError(
-            f"The engine {name!r} needs the package {missing.name!r}, which is not installed here: "
-            f"run `pip install {missing.name}`, or choose another engine."
+            f"The engine {name!r} needs the package {missing.name!r}, which is not installed here: {remedy}."
         ) from missing
 
 
