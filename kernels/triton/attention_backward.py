@@ -49,7 +49,8 @@ def _dq_kernel(
     tl.store(DELTA + per_row, delta, mask=rows < T)
     if SINK is not None:  # its value is zero, so dp = 0 and ds = -p delta; one sum a program, added up later
         p_sink = tl.exp2(tl.load(SINK + head * sink_stride).to(tl.float32) * LOG2_E - lse)
-        tl.store(DSINK + (batch * n_blocks + block) * H + head, -tl.sum(tl.where(rows < T, p_sink * delta, 0.0)))
+        dsink = -tl.sum(tl.where(rows < T, p_sink * delta, 0.0))
+        tl.store(DSINK + (batch * n_blocks + block) * H + head, dsink)
 
     dq = tl.zeros([BLOCK_M, q.shape[1]], tl.float32)
     last = tl.minimum(start_m + BLOCK_M, T) - 1
