@@ -214,7 +214,7 @@ def _exp_logits_kernel(
 
 @triton.jit
 def _rows_kernel(
-    targets_ptr, picked_ptr, m_ptr, s_ptr, losses_ptr, x_ptr, reference_ptr, lse_ptr, scale_ptr, x_scaled_ptr,
+    targets_ptr, picked_ptr, m_ptr, s_ptr, losses_ptr, lse_ptr, reference_ptr, scale_ptr, x_ptr, x_scaled_ptr,
     R, C, stride_x, n_tiles, ignore_index, LIMIT,
     BLOCK_R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -238,12 +238,13 @@ def _rows_kernel(
     counts = tl.load(targets_ptr + rows, mask=inside, other=ignore_index) != ignore_index
     loss = tl.where(counts, lse - picked, 0.0)
     tl.store(losses_ptr + rows, loss, mask=inside)
+    # Where the guess was wrong, exp(l - lse) is the second try's e, and its Z is 1.
+    reference = tl.where(loss > LIMIT, lse, picked)
+    scale = tl.where(counts, _exp(reference - lse), 0.0)
+    tl.store(lse_ptr + rows, lse, mask=inside)
+    tl.store(reference_ptr + rows, reference, mask=inside)
+    tl.store(scale_ptr + rows, scale, mask=inside)
     if x_scaled_ptr is not None:
-        reference = tl.where(loss > LIMIT, lse, picked)
-        scale = tl.where(counts, _exp(reference - lse), 0.0)
-        tl.store(reference_ptr + rows, reference, mask=inside)
-        tl.store(lse_ptr + rows, lse, mask=inside)
-        tl.store(scale_ptr + rows, scale, mask=inside)
         rows = rows.to(tl.int64)[:, None]
         for start in range(0, C, BLOCK_C):
             columns = start + tl.arange(0, BLOCK_C)[None, :]
@@ -305,17 +306,16 @@ def linear_cross_entropy_forward(x: Tensor, weight: Tensor, targets: Tensor, ign
     the inputs. Where no gradient will be asked for, `linear_cross_entropy_inference` costs a third.
     Raises `ValueError` for shapes or devices that differ, `TypeError` for other dtypes.
     """
-    N = targets.numel()
-    # Before the division by Z, fp16 could overflow. dweight is a sum over chunks: fp32, as each product is.
+    # Before the division by Z, fp16 could overflow. dweight is a sum over chunks: fp32.
     dx = torch.empty(x.shape, dtype=torch.float32 if x.dtype == torch.float16 else x.dtype, device=x.device)
-    scale, dweight = _numbers(x, N), _numbers(x, *weight.shape)
-    loss, count = _loss(x, weight, targets, ignore_index, (dx, scale, dweight))
+    dweight = _numbers(x, *weight.shape)
+    loss, count, scale = _loss(x, weight, targets, ignore_index, dx, dweight)
     return loss, (dx, scale, dweight, count)
 
 
 def linear_cross_entropy_inference(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100):
     """The loss of `linear_cross_entropy_forward` alone, without the two products that gradients need."""
-    return _loss(x, weight, targets, ignore_index, None)[0]
+    return _loss(x, weight, targets, ignore_index)[0]
 
 
 def linear_cross_entropy_backward(dy: Tensor, saved: tuple):
@@ -334,8 +334,8 @@ def _scaled(dy: Tensor, x: Tensor, scale: Tensor | None, count: Tensor) -> Tenso
     return y
 
 
-def _loss(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, sums: tuple | None) -> tuple:
-    """-> loss, number of targets. Fills `sums`, (e' W, 1 / Z, e'ᵀ (x / Z)), if it is given."""
+def _loss(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, dx=None, dweight=None) -> tuple:
+    """-> loss, number of targets, 1 / Z of each row. Fills dx with e' W and dweight with e'ᵀ (x / Z)."""
     check_width("linear_cross_entropy", x, weight.shape[1])
     check("linear_cross_entropy", x, weight, targets)
     if x.shape[:-1] != targets.shape:
@@ -345,52 +345,43 @@ def _loss(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, sums: t
         )
     (V, C), N = weight.shape, targets.numel()
     x, weight, labels = _for_tma(rows(x)), _for_tma(rows(weight)), targets.reshape(-1).contiguous()
-    picked, losses = (_numbers(x, N) for _ in range(2))
+    picked, losses, lse, reference, scale = (_numbers(x, N) for _ in range(5))
     launch(
         _target_logits_kernel, (triton.cdiv(N, 8),), x, weight, labels, picked,
         N, V, C, x.stride(0), weight.stride(0), ignore_index,
         BLOCK_N=8, BLOCK_C=min(triton.next_power_of_2(C), 512),
     )  # fmt: skip
 
-    # Chunks of equal size, as few as fit. 16,384 rows fill any GPU.
+    # Chunks of one size, as few as fit. 16,384 rows fill any GPU.
     most = max(min(CHUNK_BYTES // (V * x.element_size()), 16384), 16)
     size = 16 * triton.cdiv(N, 16 * triton.cdiv(N, most))
-    m, s = (_numbers(x, triton.cdiv(V, _config(x)["BLOCK_N"]), size) for _ in range(2))
-    buffers = None
-    if sums is not None:
-        buffers = _padded(x, size, V), x.new_empty(size, C), _numbers(x, size), _numbers(x, size)
-    for start in range(0, N, size):
-        here = slice(start, start + size)
-        sums_here = None if sums is None else (sums[0].view(N, C)[here], sums[1][here], sums[2])
-        _chunk(
-            x[here], weight, labels[here], picked[here], losses[here], m, s, buffers, sums_here,
-            ignore_index, first=start == 0,
-        )  # fmt: skip
-    return _mean(losses, labels, ignore_index, x.dtype)
-
-
-def _chunk(x, weight, labels, picked, losses, m, s, buffers, sums, ignore_index: int, first: bool) -> None:
-    """The losses of a few rows, and what these rows add to the gradients' sums."""
-    (R, C), V = x.shape, weight.shape[0]
+    n_tiles = triton.cdiv(V, _config(x)["BLOCK_N"])
+    m, s = (_numbers(x, n_tiles, size) for _ in range(2))
+    e, x_scaled = (None, None) if dx is None else (_padded(x, size, V), x.new_empty(size, C))
     # Above it, Z = exp(loss) leaves the range in which e's dtype is precise.
     limit = 10.0 if x.dtype == torch.float16 else 64.0
-    e, x_scaled, reference, lse = buffers or (None,) * 4
-    dx, scale, dweight = sums or (None,) * 3
-    _exp_logits(x, weight, e, losses, picked, m, s, limit, again=False)
-    launch(
-        _rows_kernel, (triton.cdiv(R, 16),), labels, picked, m, s, losses, x, reference, lse, scale, x_scaled,
-        R, C, x.stride(0), triton.cdiv(V, _config(x)["BLOCK_N"]), ignore_index, limit,
-        BLOCK_R=16, BLOCK_T=64, BLOCK_C=min(triton.next_power_of_2(C), 256),
-    )  # fmt: skip
-    if sums is None:
-        return
-    _exp_logits(x, weight, e, losses, reference, m, s, limit, again=True)
-    launch(
-        _subtract_targets_kernel, (triton.cdiv(R, 128),), e, labels, reference, lse,
-        R, V, e.stride(0), ignore_index, BLOCK=128,
-    )  # fmt: skip
-    _multiply_add(dx, e[:R], weight, beta=0)
-    _multiply_add(dweight, e[:R].T, x_scaled[:R], beta=0 if first else 1)
+    for start in range(0, N, size):
+        R = min(size, N - start)
+        chunk, label, guess, loss, lse_, reference_, scale_ = (
+            y.narrow(0, start, R) for y in (x, labels, picked, losses, lse, reference, scale)
+        )
+        _exp_logits(chunk, weight, e, loss, guess, m, s, limit, again=False)
+        launch(
+            _rows_kernel, (triton.cdiv(R, 16),), label, guess, m, s, loss, lse_, reference_, scale_,
+            chunk, x_scaled, R, C, chunk.stride(0), n_tiles, ignore_index, limit,
+            BLOCK_R=16, BLOCK_T=64, BLOCK_C=min(triton.next_power_of_2(C), 256),
+        )  # fmt: skip
+        if dx is None:
+            continue
+        _exp_logits(chunk, weight, e, loss, reference_, m, s, limit, again=True)
+        launch(
+            _subtract_targets_kernel, (triton.cdiv(R, 128),), e, label, reference_, lse_,
+            R, V, e.stride(0), ignore_index, BLOCK=128,
+        )  # fmt: skip
+        _multiply_add(dx.view(N, C).narrow(0, start, R), e.narrow(0, 0, R), weight, beta=0)
+        _multiply_add(dweight, e.narrow(0, 0, R).t(), x_scaled.narrow(0, 0, R), beta=int(start > 0))
+    loss, count = _mean(losses, labels, ignore_index, x.dtype)
+    return loss, count, scale
 
 
 def _exp_logits(x, weight, e, losses, reference, m, s, limit: float, again: bool) -> None:
@@ -421,7 +412,7 @@ def _multiply_add(out: Tensor, a: Tensor, b: Tensor, beta: int) -> None:
 def _padded(like: Tensor, n_rows: int, columns: int) -> Tensor:
     """`(n_rows, columns)` whose rows begin at multiples of 16 bytes."""
     step = 16 // like.element_size()
-    return like.new_empty(n_rows, triton.cdiv(columns, step) * step)[:, :columns]
+    return like.new_empty(n_rows, triton.cdiv(columns, step) * step).narrow(1, 0, columns)
 
 
 def _for_tma(x: Tensor) -> Tensor:

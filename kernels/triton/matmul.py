@@ -79,7 +79,7 @@ def _config(a: Tensor, M: int, N: int, K: int) -> tuple[dict, int]:
         config = dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, num_warps=4, num_stages=2)
     elif min(M, N) <= 64 or capability < 80:
         config = dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, num_warps=4, num_stages=2 if capability < 80 else 3)
-    elif capability >= 90 and M * N // (128 * 256) >= processors:
+    elif capability >= 90 and processors <= M * N // (128 * 256):
         config = dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, num_warps=8, num_stages=3)
     else:
         config = dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=32, num_warps=4, num_stages=3)
