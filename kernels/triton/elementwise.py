@@ -85,7 +85,7 @@ def _binary(operation: str, a: Tensor, b: Tensor) -> Tensor:
 
 def _three(x: Tensor) -> Tensor:
     """x with three dimensions: the kernel's. Only more than three that do not merge are copied."""
-    return x.reshape(-1, *x.shape[-2:]) if x.dim() > 2 else x[(None,) * (3 - x.dim())]
+    return x.reshape(-1, *x.shape[-2:]) if x.dim() > 2 else x.expand(*(1,) * (3 - x.dim()), *x.shape)
 
 
 def _sum_to(gradient: Tensor, shape: tuple) -> Tensor:

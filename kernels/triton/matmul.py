@@ -107,5 +107,5 @@ def linear_backward(dy: Tensor, saved: tuple):
     flat = rows(dy)
     dx = _matmul(flat, weight).view(x.shape)
     dweight = _matmul(flat.t(), rows(x))
-    dbias = sum_middle(flat[None], dy.dtype).view(-1) if has_bias else None
+    dbias = sum_middle(flat.unsqueeze(0), dy.dtype).view(-1) if has_bias else None
     return dx, dweight, dbias
