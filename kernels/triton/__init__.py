@@ -36,3 +36,4 @@ from kernels.triton.norms import (  # noqa: F401
     rmsnorm_forward,
 )
 from kernels.triton.rope import rope_backward, rope_forward  # noqa: F401
+from kernels.triton.softmax import softmax_backward, softmax_forward  # noqa: F401
