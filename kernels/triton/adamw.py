@@ -6,7 +6,7 @@ the addresses of its weights, gradients and means, how many there are, and their
 depends on nothing but those, so it is built once for a set of addresses and kept as long as they recur.
 """
 
-import functools
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from kernels.triton.launch import DTYPES, check, launch
 
-BLOCK = 2048
+BLOCK = 1024
 FIELDS = 5  # of a row of the table: the four addresses and the number of elements
+_TABLES: OrderedDict[tuple, tuple] = OrderedDict()  # the last few, by all that they depend on
 _TYPE = dict(zip(DTYPES, (tl.float32, tl.bfloat16, tl.float16), strict=True))
 
 
@@ -50,20 +51,6 @@ def _adamw_kernel(
     tl.store(w_ptr + i, w.to(W), mask=inside)
 
 
-@functools.lru_cache(maxsize=16)
-def _table(addresses: tuple, sizes: tuple, decays: tuple, itemsizes: tuple, device: torch.device):
-    """-> the table (blocks, FIELDS), the weight decay of each block, whether all addresses are aligned."""
-    blocks = [-(-size // BLOCK) for size in sizes]
-    of = np.repeat(np.arange(len(sizes)), blocks)  # each block's parameter
-    first = np.concatenate([np.arange(n) for n in blocks]) * BLOCK  # its first element there
-    table = np.empty((len(of), FIELDS), np.int64)
-    table[:, :4] = np.array(addresses).reshape(-1, 4)[of] + first[:, None] * np.array(itemsizes)
-    table[:, 4] = np.minimum(np.array(sizes)[of] - first, BLOCK)
-    decay = np.array(decays, np.float32)[of]
-    aligned = all(address % 16 == 0 for address in addresses)
-    return torch.from_numpy(table).to(device), torch.from_numpy(decay).to(device), aligned
-
-
 def adamw_(
     weights: Sequence[Tensor],
     gradients: Sequence[Tensor],
@@ -82,8 +69,8 @@ def adamw_(
     for each weight. Weights, gradients and means are float32, bfloat16 or float16, each kind of one dtype,
     dense and of the same shapes; everything is computed in float32.
 
-    Addresses that the GPU has not seen lately cost a copy of the table to it. Raises `ValueError` for
-    shapes, layouts, devices or numbers of tensors that do not fit, `TypeError` for dtypes.
+    Addresses not seen lately cost a check of the tensors and a copy of the table to the GPU. Raises
+    `ValueError` for shapes, layouts, devices or numbers of tensors that do not fit, `TypeError` for dtypes.
     """
     kinds = weights, gradients, m, v
     if any(len(kind) != len(weights) for kind in (*kinds, weight_decays)):
@@ -93,26 +80,48 @@ def adamw_(
         )
     if not weights:
         return
+    dtypes = tuple(kind[0].dtype for kind in kinds)
+    key = (dtypes, tuple(weight_decays), *(tuple(map(Tensor.data_ptr, kind)) for kind in kinds))
+    if key not in _TABLES:
+        _check(*kinds)
+        _TABLES[key] = _table(kinds, weight_decays)
+        if len(_TABLES) > 16:
+            _TABLES.popitem(last=False)
+    table, decay, aligned = _TABLES[key]
+    W, G, M, _ = (_TYPE[dtype] for dtype in dtypes)
+    launch(
+        _adamw_kernel, (len(table),), table, decay, lr, *betas, eps,
+        1 - betas[0] ** steps, (1 - betas[1] ** steps) ** 0.5,
+        W=W, G=G, M=M, ALIGNED=aligned, BLOCK=BLOCK,
+    )  # fmt: skip
+
+
+def _check(*kinds: Sequence[Tensor]) -> None:
     for kind in kinds:
         check("adamw", *kind)
-    together = list(zip(*kinds, strict=True))
-    for tensors in together:
+    if kinds[2][0].dtype != kinds[3][0].dtype:
+        raise TypeError(f"adamw: m is {kinds[2][0].dtype} and v {kinds[3][0].dtype}; they must be alike.")
+    for tensors in zip(*kinds, strict=True):
         w = tensors[0]
         if any(x.shape != w.shape or x.device != w.device or not x.is_contiguous() for x in tensors):
             shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
             raise ValueError(
                 f"adamw: expected dense tensors of one shape on one device, got w, g, m, v {shapes}."
             )
-    table, decay, aligned = _table(
-        tuple(x.data_ptr() for tensors in together for x in tensors),
-        tuple(w.numel() for w in weights),
-        tuple(weight_decays),
-        tuple(kind[0].element_size() for kind in kinds),
-        weights[0].device,
-    )
-    launch(
-        _adamw_kernel, (len(table),), table, decay, lr, *betas, eps,
-        1 - betas[0] ** steps, (1 - betas[1] ** steps) ** 0.5,
-        W=_TYPE[weights[0].dtype], G=_TYPE[gradients[0].dtype], M=_TYPE[m[0].dtype],
-        ALIGNED=aligned, BLOCK=BLOCK,
-    )  # fmt: skip
+
+
+def _table(kinds: tuple, weight_decays: Sequence[float]) -> tuple[Tensor, Tensor, bool]:
+    """-> the table (blocks, FIELDS), the weight decay of each block, whether all addresses are aligned."""
+    sizes = np.array([w.numel() for w in kinds[0]])
+    blocks = -(-sizes // BLOCK)
+    of = np.repeat(np.arange(len(sizes)), blocks)  # each block's parameter
+    first = np.concatenate([np.arange(n) for n in blocks]) * BLOCK  # its first element there
+    addresses = np.array([[x.data_ptr() for x in kind] for kind in kinds]).T
+    itemsizes = np.array([kind[0].element_size() for kind in kinds])
+    table = np.empty((len(of), FIELDS), np.int64)
+    table[:, :4] = addresses[of] + first[:, None] * itemsizes
+    table[:, 4] = np.minimum(sizes[of] - first, BLOCK)
+    decay = np.array(weight_decays, np.float32)[of]
+    device = kinds[0][0].device
+    aligned = bool((addresses % 16 == 0).all())
+    return torch.from_numpy(table).to(device), torch.from_numpy(decay).to(device), aligned

@@ -68,13 +68,14 @@ def sum_middle(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _binary(operation: str, a: Tensor, b: Tensor) -> Tensor:
     check(operation, a, b)
-    shape = torch.broadcast_shapes(a.shape, b.shape)
-    y = torch.empty(shape, dtype=a.dtype, device=a.device)
     if a.shape == b.shape and a.is_contiguous() and b.is_contiguous():
-        a, b = a.view(1, 1, -1), b.view(1, 1, -1)  # one long row
+        y = torch.empty_like(a)
+        a, b, (B, T, C) = a.view(1, 1, -1), b.view(1, 1, -1), (1, 1, a.numel())  # one long row
     else:
+        shape = torch.broadcast_shapes(a.shape, b.shape)
+        y = torch.empty(shape, dtype=a.dtype, device=a.device)
         a, b = _three(a.expand(shape)), _three(b.expand(shape))
-    B, T, C = torch.broadcast_shapes(a.shape, b.shape)
+        B, T, C = a.shape
     block = min(triton.next_power_of_2(C), 1024)
     launch(
         _binary_kernel, (B * T * triton.cdiv(C, block),), a, b, y, T, C, *a.stride(), *b.stride(),

@@ -42,13 +42,12 @@ def _matmul_kernel(
     ks = tl.arange(0, BLOCK_K)
     start = layer * tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT) * BLOCK_K
     stop = min(start + tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT) * BLOCK_K, K)
-    # Rows and columns outside read row or column 0, and are not stored.
-    a_ptrs = a_ptr + tl.where(rows < M, rows, 0) * a_row + (start + ks).to(tl.int64)[None, :] * a_column
-    b_ptrs = b_ptr + (start + ks).to(tl.int64)[:, None] * b_row + tl.where(columns < N, columns, 0) * b_column
+    a_ptrs = a_ptr + rows * a_row + (start + ks).to(tl.int64)[None, :] * a_column
+    b_ptrs = b_ptr + (start + ks).to(tl.int64)[:, None] * b_row + columns * b_column
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k in range(start, stop, BLOCK_K):
-        a = tl.load(a_ptrs, mask=ks[None, :] < stop - k, other=0.0)
-        b = tl.load(b_ptrs, mask=ks[:, None] < stop - k, other=0.0)
+        a = tl.load(a_ptrs, mask=(rows < M) & (ks[None, :] < stop - k), other=0.0)
+        b = tl.load(b_ptrs, mask=(ks[:, None] < stop - k) & (columns < N), other=0.0)
         total = dot(a, b, total)
         a_ptrs += BLOCK_K * a_column
         b_ptrs += BLOCK_K * b_row
@@ -74,7 +73,7 @@ def _matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _config(a: Tensor, M: int, N: int, K: int) -> tuple[dict, int]:
     """Tiles by dtype, GPU and size, and in how many parts K is summed: enough that every processor works."""
-    capability, processors = gpu(a)
+    capability, processors, _ = gpu(a)
     if a.dtype == torch.float32:
         config = dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, num_warps=4, num_stages=2)
     elif min(M, N) <= 64 or capability < 80:
