@@ -98,7 +98,7 @@ def _one_hot_kernel(
         ids = tl.load(ids_ptr + places, mask=places < N, other=-1)[None, :]
         x = dy_ptr + places.to(tl.int64)[:, None] * stride + columns
         x = tl.load(x, mask=(places < N)[:, None] & (columns < C), other=0.0)
-        total = dot((ids == rows).to(x.dtype), x, total)
+        total = dot((ids == rows).to(tl.float32).to(x.dtype), x, total)
     place = sums_ptr + (layer * V + rows).to(tl.int64) * C + columns
     tl.store(place, total.to(sums_ptr.dtype.element_ty), mask=(rows < V) & (columns < C))
 
