@@ -58,7 +58,7 @@ def sum_middle(x: Tensor, dtype: torch.dtype) -> Tensor:
     piece = PIECE if R > PIECE else triton.next_power_of_2(max(R, 1))
     pieces = max(triton.cdiv(R, piece), 1)
     y = torch.empty((outer, pieces, C), dtype=dtype if pieces == 1 else torch.float32, device=x.device)
-    block_c = min(triton.next_power_of_2(C), 256 if outer * pieces * C >= 2**20 else 64)
+    block_c = min(triton.next_power_of_2(max(C, 1)), 256 if outer * pieces * C >= 2**20 else 64)
     launch(
         _sum_kernel, (outer * pieces * triton.cdiv(C, block_c),), x, y, R, C, x.stride(0), x.stride(1),
         PIECE=piece, BLOCK_R=min(piece, 16), BLOCK_C=block_c,
@@ -76,7 +76,7 @@ def _binary(operation: str, a: Tensor, b: Tensor) -> Tensor:
         y = torch.empty(shape, dtype=a.dtype, device=a.device)
         a, b = _three(a.expand(shape)), _three(b.expand(shape))
         B, T, C = a.shape
-    block = min(triton.next_power_of_2(C), 1024)
+    block = min(triton.next_power_of_2(max(C, 1)), 1024)
     launch(
         _binary_kernel, (B * T * triton.cdiv(C, block),), a, b, y, T, C, *a.stride(), *b.stride(),
         PRODUCT=operation == "mul", BLOCK=block,
