@@ -2,7 +2,8 @@
 
 `bind("reference").rmsnorm(x, weight, eps)` calls `rmsnorm_forward` and, in the backward pass,
 `rmsnorm_backward`. An engine that has a differentiable function of its own, such as
-`kernels.torch.rmsnorm`, is used as is. A pair is bound twice:
+`kernels.torch.rmsnorm`, is used as is; and where nobody will ask for gradients, `<operation>_inference`
+stands in for the forward function of an engine that has one. A pair is bound twice:
 
 - In eager mode it is one `torch.autograd.Function`, which adds least to the time of a call.
 - For whoever watches or traces operations, `torch.compile` above all, it is two `torch.library` custom ops:
@@ -65,6 +66,8 @@ def differentiable(engine: str, name: str) -> Callable:
     count = len(operation.inputs)
     as_function = _function(operation, forward, backward)
     as_custom_op = _custom_op(f"course_{engine}::{name}", operation, signature, forward, backward)
+    inference = getattr(kernels.engine(engine), f"{name}_inference", None)
+    inference_op = inference and _inference_op(f"course_{engine}::{name}_inference", operation, inference)
 
     @functools.wraps(forward)
     def apply(*args, **kwargs):
@@ -72,11 +75,12 @@ def differentiable(engine: str, name: str) -> Callable:
             call = signature.bind(*args, **kwargs)
             call.apply_defaults()
             args = call.args
-        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
-            return as_custom_op(*args)
+        watched = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
-            return as_function(*args)
-        return forward(*args)[0]
+            return as_custom_op(*args) if watched else as_function(*args)
+        if inference is not None:
+            return inference_op(*args) if watched else inference(*args)
+        return as_custom_op(*args) if watched else forward(*args)[0]
 
     return apply
 
@@ -169,6 +173,20 @@ def _custom_op(
         return outputs[0] if single else tuple(outputs[: len(operation.outputs)])
 
     return apply
+
+
+def _inference_op(path: str, operation: Operation, inference: Callable) -> Callable:
+    """A function that computes the outputs and saves nothing, as a custom op."""
+
+    def run(*inputs) -> list[Tensor]:
+        y = inference(*inputs)
+        return [y] if len(operation.outputs) == 1 else list(y)
+
+    op = torch.library.custom_op(
+        path, run, mutates_args=(), schema=_schema(operation, inspect.signature(inference))
+    )
+    op.register_fake(run)
+    return lambda *args: op(*args)[0] if len(operation.outputs) == 1 else tuple(op(*args))
 
 
 def _schema(operation: Operation, signature: inspect.Signature) -> str:

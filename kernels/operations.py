@@ -18,7 +18,6 @@ about operations in general (the autograd binding, the tests, the benchmarks) re
 from dataclasses import dataclass
 
 ENGINES = ("reference", "torch", "triton")
-_SOON = ("reference", "torch")  # what the triton engine does not have yet
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,10 @@ def _operation(name: str, inputs: str, differentiable: str, **more) -> Operation
 OPERATIONS = {
     operation.name: operation
     for operation in (
-        _operation("embedding", "ids weight", "weight", engines=_SOON),
-        _operation("linear", "x weight bias", "x weight bias", engines=_SOON),
-        _operation("add", "a b", "a b", engines=_SOON),
-        _operation("mul", "a b", "a b", engines=_SOON),
+        _operation("embedding", "ids weight", "weight"),
+        _operation("linear", "x weight bias", "x weight bias"),
+        _operation("add", "a b", "a b"),
+        _operation("mul", "a b", "a b"),
         _operation("rmsnorm", "x weight eps", "x weight"),
         _operation("add_rmsnorm", "x residual weight eps", "x residual weight", outputs=("y", "h")),
         _operation("layernorm", "x weight bias eps", "x weight bias"),
@@ -52,12 +51,12 @@ OPERATIONS = {
             "x residual weight bias",
             outputs=("y", "h"),
         ),
-        _operation("rope", "x cos sin", "x", engines=_SOON),
-        _operation("gelu", "x", "x", engines=_SOON),
-        _operation("swiglu", "gate up", "gate up", engines=_SOON),
+        _operation("rope", "x cos sin", "x"),
+        _operation("gelu", "x", "x"),
+        _operation("swiglu", "gate up", "gate up"),
         _operation("softmax", "x", "x"),
         _operation("attention", "q k v sink causal window softmax_scale", "q k v sink"),
-        _operation("cross_entropy", "logits targets ignore_index", "logits", engines=_SOON),
-        _operation("linear_cross_entropy", "x weight targets ignore_index", "x weight", engines=_SOON),
+        _operation("cross_entropy", "logits targets ignore_index", "logits"),
+        _operation("linear_cross_entropy", "x weight targets ignore_index", "x weight"),
     )
 }

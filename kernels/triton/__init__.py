@@ -4,7 +4,28 @@ One file a family; `launch` holds what they share. With `TRITON_INTERPRET=1` in 
 is imported, the same kernels run on the CPU, one program after the other.
 """
 
+from kernels.triton.activations import (  # noqa: F401
+    gelu_backward,
+    gelu_forward,
+    swiglu_backward,
+    swiglu_forward,
+)
 from kernels.triton.attention import attention_backward, attention_forward  # noqa: F401
+from kernels.triton.elementwise import (  # noqa: F401
+    add_backward,
+    add_forward,
+    mul_backward,
+    mul_forward,
+)
+from kernels.triton.embedding import embedding_backward, embedding_forward  # noqa: F401
+from kernels.triton.losses import (  # noqa: F401
+    cross_entropy_backward,
+    cross_entropy_forward,
+    linear_cross_entropy_backward,
+    linear_cross_entropy_forward,
+    linear_cross_entropy_inference,
+)
+from kernels.triton.matmul import linear_backward, linear_forward  # noqa: F401
 from kernels.triton.norms import (  # noqa: F401
     add_layernorm_backward,
     add_layernorm_forward,
@@ -15,4 +36,5 @@ from kernels.triton.norms import (  # noqa: F401
     rmsnorm_backward,
     rmsnorm_forward,
 )
+from kernels.triton.rope import rope_backward, rope_forward  # noqa: F401
 from kernels.triton.softmax import softmax_backward, softmax_forward  # noqa: F401
