@@ -45,11 +45,11 @@ def n_multiplied(config: ModelConfig) -> int:
 
 
 def per_token(config: ModelConfig) -> int:
-    """FLOPs of training on one token, forward and backward: 6 N + 12 L H Q T.
+    """FLOPs of training on one token, forward and backward: 6 N + 12 L H D T.
 
     A product with a matrix is 2 FLOPs a parameter, and the backward pass makes two more of each: 6 N.
-    Attention's q kᵀ and p v are 2 H Q T each, forward, and twice that backward, in each of L layers (H
-    heads of width Q, T the context; a causal model's unseen half counts, as is usual, so that figures
+    Attention's q kᵀ and p v are 2 H D T each, forward, and twice that backward, in each of L layers (H
+    heads of width D, T the context; a causal model's unseen half counts, as is usual, so that figures
     compare: Chowdhery et al., PaLM, 2022, appendix B).
     """
     attention = 12 * config.n_layer * config.n_head * config.d_head * config.context_length

@@ -259,9 +259,10 @@ def test_only_a_little_of_the_text_is_held():
             assert i - len(encoded) <= 4
             yield "1" * 2**18
 
-    from course.data.token_files import _encoder, _portions
+    from course.data.token_files import CHARACTERS_AT_ONCE, _encoder
+    from course.tokenizer.pretokens import batches
 
-    for portion in _portions(documents()):
+    for portion in batches(documents(), CHARACTERS_AT_ONCE):
         list(_encoder(Watching(10))(portion))
     assert len(encoded) == 20
 

@@ -312,6 +312,14 @@ def test_chat_helps_and_ends_when_asked(trained, capsys):
         assert not chat.line(word)
 
 
+@pytest.fixture
+def ctrl_c_is_heard():
+    """A program started in the background (CI does that) ignores Ctrl-C, and so would what it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Terminal:
     """A program at a terminal of its own."""
 
@@ -352,7 +360,7 @@ class Terminal:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
-def test_chat_at_a_terminal():
+def test_chat_at_a_terminal(ctrl_c_is_heard):
     """Ctrl-C stops an answer and not the chat; the second one in a row, or Ctrl-D, ends it."""
     chat = Terminal("-m", "course", "chat", "--tokens", "100000")
     assert chat.shows("> ")
@@ -373,7 +381,7 @@ def test_chat_at_a_terminal():
     assert chat.status() == 0
 
 
-def test_ctrl_c_ends_generate_with_one_line():
+def test_ctrl_c_ends_generate_with_one_line(ctrl_c_is_heard):
     run = subprocess.Popen(
         [sys.executable, "-m", "course", "generate", "--tokens", "100000"],
         stdout=subprocess.PIPE,

@@ -1,6 +1,7 @@
 """Byte-pair encoding: against tiktoken and Hugging Face, against an obvious trainer, and its files."""
 
 import json
+import os
 import time
 from collections import Counter
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from course.__main__ import main
-from course.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer
+from course.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, bpe_training
 from course.tokenizer.analysis import analyse, recommend
 from course.tokenizer.bpe_training import count_pretokens
 from course.tokenizer.pretokens import CHARACTERS, PATTERNS, blocks, visible
@@ -118,6 +119,17 @@ def test_training_is_the_same_each_time_and_in_the_same_order_for_smaller_sizes(
     assert BPETokenizer.train(iter([TEXT]), SIZE).fingerprint == TRAINED["gpt4"].fingerprint
     assert BPETokenizer.train([TEXT], 300).tokens == TRAINED["gpt4"].truncated(300).tokens
     assert BPETokenizer.train([TEXT], 300).fingerprint != TRAINED["gpt4"].fingerprint
+
+
+def test_several_processes_count_as_one_does(monkeypatch):
+    monkeypatch.setattr(bpe_training, "BATCH", 100)  # many batches of this little text
+    documents = [TEXT, f"a{END_OF_TEXT}b", "", TEXT[:77], "\ud800 x"]
+    one = count_pretokens(documents, "gpt4", [END_OF_TEXT])
+    several = count_pretokens(documents, "gpt4", [END_OF_TEXT], processes=2)
+    assert several == one
+    assert list(several) == list(one)
+    with pytest.raises(ValueError, match="processes = 0: expected"):
+        count_pretokens(documents, "gpt4", processes=0)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -275,6 +287,23 @@ def test_a_tokenizer_comes_back_from_tiktoken(monkeypatch):
     again = BPETokenizer.from_tiktoken("gpt2")
     assert again.fingerprint == TRAINED["gpt2"].fingerprint
     assert again.merges == TRAINED["gpt2"].merges
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> BPETokenizer:
+    if "TIKTOKEN_CACHE_DIR" not in os.environ:
+        pytest.skip("GPT-2's merges are a download")
+    try:
+        return BPETokenizer.from_tiktoken("gpt2")
+    except ConnectionError as error:
+        pytest.skip(str(error))
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=texts)
+def test_with_gpt2s_merges_it_is_gpt2s(gpt2, text):
+    theirs = tiktoken.get_encoding("gpt2")
+    assert gpt2.encode(text).tolist() == theirs.encode(text, allowed_special="all")
 
 
 def test_offline_it_says_so(monkeypatch):

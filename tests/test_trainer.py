@@ -527,6 +527,12 @@ def test_a_gpu_trains_as_the_cpu_does(finished, tmp_path, monkeypatch, name, pre
 # Logs and listeners
 
 
+def test_every_listener_hears_what_the_log_says(tmp_path):
+    heard = []
+    Trainer(recipe(log_every=4), tmp_path / "run", listeners=(heard.append,)).run()
+    assert heard == runlog.read(tmp_path / "run/log.jsonl")
+
+
 def test_a_log_whose_last_line_was_cut_is_read_and_rewound(tmp_path):
     path = tmp_path / "log.jsonl"
     with runlog.RunLog(path) as log:

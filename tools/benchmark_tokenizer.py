@@ -6,7 +6,8 @@ TEXT is a text file; the other text is Python source, the standard library's and
 sorted order. Each training runs in its own process, which tells its own peak memory; the sides take turns,
 and a time is the median of its turns. Hugging Face gets the text in pieces cut at borders of pre-tokens, so
 that it can use its threads, and gives the same merges. Asked for more tokens than a text has, it stops
-early; the number that it found is what the course's trainer is then asked for.
+early; the number that it found is what the course's trainer is then asked for. With all cores, the course's
+trainer counts words in as many processes, whose memory is not in its peak.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -50,9 +52,9 @@ def python_source() -> str:
     return "".join(content).encode()[:PYTHON_BYTES].decode(errors="ignore")
 
 
-def train_course(text: str, size: int) -> tuple[float, list]:
+def train_course(text: str, size: int, processes: int = 1) -> tuple[float, list]:
     start = time.perf_counter()
-    tokenizer = BPETokenizer.train([text], size, PATTERN, special_tokens=())
+    tokenizer = BPETokenizer.train([text], size, PATTERN, special_tokens=(), processes=processes)
     seconds = time.perf_counter() - start
     return seconds, [[visible(left), visible(right)] for left, right in tokenizer.merges]
 
@@ -71,7 +73,11 @@ def train_hugging_face(text: str, size: int) -> tuple[float, list]:
     return seconds, json.loads(tokenizer.to_str())["model"]["merges"]
 
 
-SIDES = {"hugging_face": train_hugging_face, "course": train_course}
+SIDES = {
+    "hugging_face": train_hugging_face,
+    "course": train_course,
+    "course_all_cores": partial(train_course, processes=os.cpu_count()),
+}
 
 
 def one(side: str, file: str, size: int) -> None:

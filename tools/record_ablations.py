@@ -11,16 +11,14 @@ depends on the position, up to four times the trained length, and where their at
 import argparse
 import dataclasses
 import datetime
-import json
 import math
-import os
-import platform
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import records
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -159,13 +157,6 @@ def run(task: tuple[str, int, float]) -> dict:
     return record
 
 
-def processor() -> str:
-    """The name of this machine's processor, as far as it tells."""
-    info = Path("/proc/cpuinfo")
-    names = [s.split(":")[1].strip() for s in info.read_text().splitlines() if s.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
@@ -197,7 +188,7 @@ def main() -> None:
         if "attention" in own[0]:
             attention[name] = [r["attention"] for r in own]
     record = {
-        "machine": f"{processor()}, {arguments.processes} runs at a time, one thread each",
+        "machine": f"{records.processor()}, {arguments.processes} runs at a time, one thread each",
         "versions": device.describe().split(", ")[-1],
         "date": datetime.date.today().isoformat(),
         "minutes": round((time.perf_counter() - started) / 60, 1),
@@ -211,13 +202,7 @@ def main() -> None:
         "by_position": by_position,
         "attention": attention,
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = arguments.output.with_name(f"{arguments.output.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(json.dumps(record) + "\n")
-        os.replace(temporary, arguments.output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    records.write(arguments.output, record)
     print(f"{arguments.output}: {record['minutes']} minutes")
 
 

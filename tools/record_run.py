@@ -9,10 +9,10 @@ checkpoint holds the weights of the step with the lowest validation loss.
 
 import argparse
 import datetime
-import json
 from pathlib import Path
 
 import numpy as np
+import records
 
 from course import checkpoint, data, device, optim, training
 from course.config import ModelConfig, preset
@@ -110,8 +110,7 @@ def main() -> None:
         "sample": generate(model, tokenizer, "The ", 400, temperature=0.7, seed=1),
     }
     path = arguments.output / "runs" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    records.write(path, record, indent=1)
     print(f"{path}: best validation {best.loss:.4f}, largest difference {difference:.2e}")
     print(record["sample"])
     if arguments.checkpoint:

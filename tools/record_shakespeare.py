@@ -8,9 +8,10 @@ are there already are not trained again.
 """
 
 import datetime
-import json
 import shutil
 from pathlib import Path
+
+import records
 
 from course import runlog
 from course.training import Recipe, Trainer
@@ -75,7 +76,7 @@ def main() -> None:
         }
         print(name, min(record["runs"][name]["validation"], key=lambda point: point[2]))
     shutil.copy(train("muon") / "log.jsonl", ASSETS / "char_shakespeare.jsonl")
-    (ASSETS / "char_shakespeare.json").write_text(json.dumps(record, indent=1) + "\n")
+    records.write(ASSETS / "char_shakespeare.json", record, indent=1)
 
 
 if __name__ == "__main__":

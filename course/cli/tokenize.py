@@ -15,6 +15,7 @@ from course.tokenizer.analysis import MAX_RARE_SHARE, RARE, analyse, recommend
 from course.tokenizer.pretokens import PATTERNS
 
 CHUNK = 1 << 20  # characters read at a time
+PARALLEL_FROM = 10_000_000  # bytes of text; starting processes takes longer than counting less
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +31,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     train.add_argument("texts", type=Path, nargs="+", help="text files, UTF-8")
     train.add_argument("--vocab-size", type=int, required=True, metavar="N")
     train.add_argument("--output", type=Path, required=True, help="the file to write, .json")
+    train.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help=f"that count words (default: all cores, from {PARALLEL_FROM // 10**6} MB of text on)",
+    )
 
     for action in (analyze, train):
         action.add_argument("--pattern", choices=PATTERNS, default="gpt4", help="default: gpt4")
@@ -83,7 +90,11 @@ def _analyze(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     texts = ("".join(_chunks(path)) for path in arguments.texts)
-    tokenizer = BPETokenizer.train(texts, arguments.vocab_size, arguments.pattern)
+    processes = arguments.processes
+    if processes is None:
+        large = sum(path.stat().st_size for path in arguments.texts) >= PARALLEL_FROM
+        processes = (os.cpu_count() or 1) if large else 1
+    tokenizer = BPETokenizer.train(texts, arguments.vocab_size, arguments.pattern, processes=processes)
     tokenizer.save(arguments.output)
     print(f"{tokenizer.vocab_size:,} tokens in {arguments.output}")
     return 0

@@ -2,7 +2,7 @@
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from course.data.atomic import replacing
 from course.data.batches import check_tokens
+from course.tokenizer.pretokens import batches
 
 MAGIC, VERSION = b"T2TCtoks", 1
 # magic, version, bytes a token, vocabulary, tokens, bytes of the text, fingerprint of the tokenizer
@@ -68,7 +69,7 @@ def write_tokens(
     ):
         with open(temporary, "wb") as file:
             file.write(bytes(START))
-            for some in _portions(documents):
+            for some in batches(documents, CHARACTERS_AT_ONCE):
                 size = sum(len(document.encode()) for document in some)
                 for ids in encode(some):
                     tokens = np.append(np.asarray(ids, dtype=np.int64), tokenizer.end_of_text)
@@ -114,19 +115,6 @@ def open_tokens(path: Path, tokenizer=None) -> TokenFile:
         )
     tokens = np.memmap(path, dtype=DTYPES[width], mode="r", offset=START, shape=(count,))
     return TokenFile(path, tokens, vocab_size, text_bytes, mark.decode())
-
-
-def _portions(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Documents in lists of about `CHARACTERS_AT_ONCE` characters."""
-    some, characters = [], 0
-    for document in documents:
-        some.append(document)
-        characters += len(document)
-        if characters >= CHARACTERS_AT_ONCE:
-            yield some
-            some, characters = [], 0
-    if some:
-        yield some
 
 
 def _encoder(tokenizer):

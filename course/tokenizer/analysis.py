@@ -13,7 +13,7 @@ import numpy as np
 from course.tokenizer.bpe import BPETokenizer
 
 RARE = 50  # a token seen fewer times than this in the training text counts as rare
-MAX_RARE_SHARE = 0.25  # of the merged tokens; the 256 bytes have to be there, seen or not
+MAX_RARE_SHARE = 0.5  # of the merged tokens; the 256 bytes have to be there, seen or not
 
 
 @dataclass(frozen=True)

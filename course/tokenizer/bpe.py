@@ -89,12 +89,14 @@ class BPETokenizer:
         vocab_size: int,
         pattern: str = "gpt4",
         special_tokens: Iterable[str] = (END_OF_TEXT,),
+        processes: int = 1,
     ) -> "BPETokenizer":
         """Learn merges from texts, until there are `vocab_size` tokens with the special ones.
 
         The same texts give the same tokens: ties between pairs are broken by age (`bpe_training.learn`). A
-        text is only read once. Raises `ValueError` if the vocabulary is too small for all bytes, or larger
-        than the texts have pairs for.
+        text is only read once. Several `processes` count words in parallel, which pays from some ten
+        megabytes on (a script that asks for them needs its `if __name__ == "__main__":`). Raises
+        `ValueError` if the vocabulary is too small for all bytes, or larger than the texts have pairs for.
         """
         if isinstance(texts, str):
             texts = [texts]
@@ -105,7 +107,7 @@ class BPETokenizer:
                 f"A vocabulary of {vocab_size} has no room for the 256 bytes and {len(special_tokens)} "
                 f"special tokens: ask for {least} or more."
             )
-        words = count_pretokens(texts, pattern, special_tokens)
+        words = count_pretokens(texts, pattern, special_tokens, processes)
         return cls(learn(words, vocab_size - len(special_tokens)), pattern, special_tokens)
 
     def truncated(self, vocab_size: int) -> "BPETokenizer":

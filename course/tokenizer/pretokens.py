@@ -57,6 +57,19 @@ def slices(text: str, length: int = 1 << 20) -> Iterator[str]:
     return (text[i : i + length] for i in range(0, len(text), length))
 
 
+def batches(texts: Iterable[str], length: int) -> Iterator[list[str]]:
+    """Texts in lists of about `length` characters together."""
+    batch, characters = [], 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if characters >= length:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
 def without_surrogates(text: str) -> str:
     """A pair of surrogates as its character, a lone one as U+FFFD: so the text has UTF-8. As `tiktoken`."""
     try:

@@ -76,7 +76,8 @@ class Step:
         n = self.recipe.accumulation
         total, gradients = 0.0, None
         for piece in zip(ids.chunk(n), targets.chunk(n), strict=True):
-            torch.compiler.cudagraph_mark_step_begin()
+            if self.compiled:  # the first call imports the compiler, which takes seconds
+                torch.compiler.cudagraph_mark_step_begin()
             loss = self._compute_loss(*piece)
             new = torch.autograd.grad(loss * (scale / n), list(self.weights.values()))
             total = total + loss.detach() / n

@@ -119,8 +119,9 @@ class Trainer:
         return every > 0 and (self.done % every == 0 or self.done == self.recipe.steps)
 
     def _tell(self, event: str, **content) -> None:
+        whole = {"event": event, "step": self.done, **content}
         for listener in self.listeners:
-            listener({"event": event, "step": content.pop("step", self.done), **content})
+            listener(whole)
 
     def _start(self) -> None:
         gpu = torch.cuda.get_device_name() if device.DEVICE.type == "cuda" else ""
