@@ -9,7 +9,8 @@ from course.exercises.checking import Wrong, exercise, expect_close
 from kernels import reference
 
 EPS = 1e-3  # large enough that a forgotten epsilon shows
-SINGLE, HALF = 1e-5, 6e-3  # tolerances: sums in float32; one rounding to bfloat16 or float16
+SINGLE = 1e-5  # the tolerance of sums in float32
+HALF = device.pick(cpu=1e-2, gpu=6e-3)  # of one rounding to bfloat16, which Triton's interpreter cuts off
 SHAPES = ((1, 1), (3, 5), (4, 96), (6, 200))
 
 

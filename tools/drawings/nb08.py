@@ -44,7 +44,7 @@ def passes() -> Figure:
     up(5.35, 6.1)
     for x, y, name, color in (
         (0.52, 2.1, "1", BLUE),
-        (1.72, 2.35, "2", BLUE),
+        (2.05, 2.1, "2", BLUE),
         (3.42, 2.1, "3", RED),
         (4.48, 2.1, "4", BLUE),
         (5.96, 2.1, "5", RED),
@@ -87,14 +87,14 @@ def backward() -> Figure:
         arrow(ax, start, end)
     arrow(ax, (g[0] + 0.7, g[1]), (out[0] - 0.3, out[1] + 0.28), bend=-0.18)
     arrow(ax, (x_hat[0] + 0.8, x_hat[1]), (out[0] - 0.3, out[1] - 0.28), bend=0.14)
-    arrow(ax, (x_hat[0] + 0.5, x_hat[1] - 0.28), (dw[0] - 0.9, dw[1]), bend=0.1)
-    arrow(ax, (1.35, 3.75), (dw[0] + 0.95, dw[1] + 0.1), bend=-0.62, color=BLUE, dashed=True)
-    ax.text(8.05, 3.6, "dy", fontsize=9.5, color=BLUE)
+    arrow(ax, (x_hat[0] + 0.5, x_hat[1] - 0.28), (dw[0] - 0.9, dw[1] + 0.08), bend=0.1)
+    ax.text(5.3, 0.45, "dy", fontsize=10, color=BLUE, ha="right", va="center")
+    arrow(ax, (5.36, 0.45), (dw[0] - 0.9, dw[1] - 0.12), color=BLUE)
     box(ax, 9.55, 2.3, "dx", width=1.0, color=RED)
     box(ax, 9.55, 0.75, "partial", width=1.0, color=RED)
     arrow(ax, (8.35, 2.3), (9.05, 2.3), color=RED)
     arrow(ax, (8.15, 0.75), (9.05, 0.75), color=RED, dashed=True)
-    ax.text(8.6, 0.4, "once, at the end", fontsize=8.5, color=RED, ha="center")
+    ax.text(9.55, 0.32, "once, at the end", fontsize=8.5, color=RED, ha="center", va="center")
     return figure
 
 
@@ -110,7 +110,7 @@ def two_stages() -> Figure:
             face = f"{colors[row % 3]}55"
             ax.add_patch(Rectangle(corner, cell, cell, facecolor=face, edgecolor="white", lw=1))
         ax.text(0.4, 3.7 - row * cell, str(row), fontsize=8, ha="right", va="center", color=INK)
-    ax.text(4.15, 4.1, "stage one: P = 3 programs", fontsize=10.5, color=INK, va="center")
+    ax.text(4.55, 4.1, "stage one: P = 3 programs", fontsize=10.5, color=INK, ha="center", va="center")
     for p, color in enumerate(colors):
         y = 3.3 - 1.15 * p
         box(ax, 4.55, y, f"program {p}\nsum in registers", width=1.6, height=0.66, color=color, size=9)
@@ -121,7 +121,7 @@ def two_stages() -> Figure:
             corner = (6.05 + column * cell, 2.3 - p * cell)
             ax.add_patch(Rectangle(corner, cell, cell, facecolor=f"{color}aa", edgecolor="white", lw=1))
     ax.text(7.25, 2.85, "partial   (P, C)", fontsize=10.5, color=INK, ha="center", va="center")
-    ax.text(6.05, 4.1, "stage two: columns to programs", fontsize=10.5, color=INK, va="center")
+    ax.text(6.4, 4.1, "stage two: columns to programs", fontsize=10.5, color=INK, va="center")
     for k in range(2):
         x = 6.05 + (4 * k + 2) * cell
         ax.add_patch(
@@ -138,12 +138,12 @@ def two_stages() -> Figure:
 
 def residual() -> Figure:
     """The addition and the norm apart, and as one kernel, forward and backward."""
-    figure, ax = canvas(10.4, 4.5)
+    figure, ax = canvas(9.0, 4.5)
 
     def panel(x: float, y: float, title: str, kernels) -> None:
         ax.text(x, y + 1.62, title, fontsize=10.5, color=INK, va="center")
         for kx, name, reads, writes in kernels:
-            width = 1.7
+            width = 2.0
             box(ax, kx, y + 0.6, name, width=width, height=0.5, color=GREEN, size=9.5)
             for names, color, sign in ((reads, BLUE, 1), (writes, RED, -1)):
                 for i, array in enumerate(names):
@@ -154,11 +154,11 @@ def residual() -> Figure:
                     ax.text(ax_x, far + 0.13 * sign, array, fontsize=9, color=color, ha="center", va="center")
 
     panel(0.1, 2.55, "forward, apart: 5 transfers", (
-        (1.2, "add", ("x", "res"), ("h",)), (3.6, "norm", ("h",), ("y",))))  # fmt: skip
-    panel(6.4, 2.55, "forward, fused: 4", ((7.7, "add_norm", ("x", "res"), ("h", "y")),))
+        (1.2, "add", ("x", "res"), ("h",)), (3.9, "norm", ("h",), ("y",))))  # fmt: skip
+    panel(6.0, 2.55, "forward, fused: 4", ((7.3, "add_norm", ("x", "res"), ("h", "y")),))
     panel(0.1, 0.15, "backward, apart: 6 transfers", (
-        (1.2, "norm backward", ("dy", "h"), ("dx'",)), (3.6, "add", ("dx'", "dh"), ("dx",))))  # fmt: skip
-    panel(6.4, 0.15, "backward, fused: 4", ((7.7, "add_norm backward", ("dy", "dh", "h"), ("dx",)),))
+        (1.2, "norm backward", ("dy", "h"), ("dx'",)), (3.9, "add", ("dx'", "dh"), ("dx",))))  # fmt: skip
+    panel(6.0, 0.15, "backward, fused: 4", ((7.3, "add_norm backward", ("dy", "dh", "h"), ("dx",)),))
     return figure
 
 
