@@ -5,6 +5,7 @@ Stub and solution are taken from the notebooks themselves: the setup cell, then 
 
 import ast
 import importlib
+import linecache
 import re
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def answer_in(folder: Path, number: str):
     """What the notebook of an exercise passes to `check`, after running setup and exercise cells."""
     (path,) = folder.glob(f"{number[:2]}_*.ipynb")
     namespace: dict = {}
-    for cell in nbformat.read(path, as_version=4).cells:
+    for index, cell in enumerate(nbformat.read(path, as_version=4).cells):
         tags = cell.metadata.get("tags", [])
         if cell.cell_type == "code" and "setup" in tags:
             code = "\n".join(
@@ -34,7 +35,10 @@ def answer_in(folder: Path, number: str):
             )
             exec(compile(_without_empty_blocks(code), str(path), "exec"), namespace)
         elif cell.cell_type == "code" and "exercise" in tags:
-            exec(compile(cell.source, str(path), "exec"), namespace)
+            # Triton reads the source of its kernels, and finds it, as in Jupyter, under the name of the cell.
+            name = f"{path}, cell {index}"
+            linecache.cache[name] = (len(cell.source), None, cell.source.splitlines(True), name)
+            exec(compile(cell.source, name, "exec"), namespace)
         elif call := re.search(rf'^check\("{re.escape(number)}", *(.+)\)', cell.source, re.M | re.S):
             expression = ast.parse(f"f({call.group(1)})".split("\n")[0], mode="eval").body.args[0]
             return eval(compile(ast.Expression(expression), str(path), "eval"), namespace)
