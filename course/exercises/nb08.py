@@ -15,7 +15,7 @@ SHAPES = ((3, 5), (4, 96), (6, 200), (1, 1))
 
 
 def _half() -> torch.dtype:
-    return torch.float16 if device.DTYPE == torch.float16 else torch.bfloat16
+    return torch.float16 if device.DTYPE is torch.float16 else torch.bfloat16
 
 
 def _expect_untouched(name: str, now: torch.Tensor, then: torch.Tensor) -> None:
@@ -43,8 +43,8 @@ def layernorm_bytes(answer) -> None:
         if backward != want:
             known = {
                 want - sums: "the two arrays of partial sums are missing.",
-                want - sums // 2: "half of the partial sums is missing: two arrays, in float32 whatever x is, "
-                "each written and then read.",
+                want - sums // 2: "half is missing of the partial sums: two arrays, in float32 whatever x "
+                "is, each written and then read.",
                 want + row: "the backward does not need bias.",
                 want - 2 * row: "dweight and dbias are written too.",
                 want - statistics: "mean and rstd are read again, to recompute x_hat.",
@@ -126,7 +126,7 @@ def l2norm_backward(answer) -> None:
             d, y, n = dy.double(), y.double(), n.double()[:, None]
             along = (d * y).sum(-1, keepdim=True)
             known = {
-                "the mean of dy y stands where its sum should: there is no 1/C in n.": n * (d - y * along / C),
+                "the mean of dy y stands where its sum should: n has no 1/C in it.": n * (d - y * along / C),
                 "only the direct path is there: x_j also changes n, and with it every y_i.": n * d,
                 "the factor n is missing in front.": d - y * along,
                 "the factor n belongs in front of both terms.": n * d - y * along,

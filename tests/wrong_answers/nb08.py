@@ -92,7 +92,7 @@ WRONG_ANSWERS = {
         (_bytes(statistics=4), "one of mean and rstd is missing"),
         (_bytes(backward_extra=1), "the backward does not need bias"),
         (_bytes(passes=1), "written and then read"),
-        (_bytes(partial_itemsize=None), "in float32 whatever x is"),
+        (_bytes(partial_itemsize=None), "written and then read"),
         (lambda N, C, P, itemsize: (2 * N * C * itemsize, 0), "everything but x and y"),
     ],
     "08.2": [
@@ -103,7 +103,7 @@ WRONG_ANSWERS = {
         (_layernorm("bias"), "y, for rows of"),
     ],
     "08.3": [
-        (_l2norm(lambda d, y, n, along: n * (d - y * along / d.shape[1])), "no 1/C"),
+        (_l2norm(lambda d, y, n, along: n * (d - y * along / d.shape[1])), "n has no 1/C"),
         (_l2norm(lambda d, y, n, along: n * d), "only the direct path"),
         (_l2norm(lambda d, y, n, along: n * d - y * along), "in front of both terms"),
         (_l2norm(lambda d, y, n, along: n * (d + y * along)), "wrong sign"),

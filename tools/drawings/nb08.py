@@ -124,9 +124,8 @@ def two_stages() -> Figure:
     ax.text(6.4, 4.1, "stage two: columns to programs", fontsize=10.5, color=INK, va="center")
     for k in range(2):
         x = 6.05 + (4 * k + 2) * cell
-        ax.add_patch(
-            Rectangle((6.05 + 4 * k * cell, 1.7), 4 * cell, 3 * cell, facecolor="none", edgecolor=PURPLE, lw=1.6)
-        )
+        corner = (6.05 + 4 * k * cell, 1.7)
+        ax.add_patch(Rectangle(corner, 4 * cell, 3 * cell, facecolor="none", edgecolor=PURPLE, lw=1.6))
         arrow(ax, (x, 1.64), (x, 0.9), color=PURPLE)
     for column in range(columns):
         corner = (6.05 + column * cell, 0.55)
