@@ -1,15 +1,17 @@
 """One generic binding: any pair of the contract becomes an operation that autograd can differentiate.
 
 `bind("reference").rmsnorm(x, weight, eps)` calls `rmsnorm_forward` and, in the backward pass,
-`rmsnorm_backward`. The pair is registered as two `torch.library` custom ops, so `torch.compile` sees one
-opaque operation with known shapes and never traces into it. The fake implementation that tells those
-shapes is the pair itself, run on tensors without data: an engine allocates its outputs with ordinary
-PyTorch calls, and launches its kernels only on tensors that have data.
+`rmsnorm_backward`. An engine that has a differentiable function of its own, such as
+`kernels.torch.rmsnorm`, is used as is. A pair is bound twice:
 
-An engine that has a differentiable function of its own, such as `kernels.torch.rmsnorm`, is used as is.
+- In eager mode it is one `torch.autograd.Function`, which adds least to the time of a call.
+- For whoever watches or traces operations, `torch.compile` above all, it is two `torch.library` custom ops:
+  one opaque operation with known shapes that nobody traces into. The fake implementation that tells those
+  shapes is the pair itself, run on tensors without data: an engine allocates its outputs with ordinary
+  PyTorch calls, and launches its kernels only on tensors that have data.
 
-How `saved` travels: a custom op takes and returns tensors only, and may not return its inputs. So the
-forward op returns its outputs and the *new* tensors in `saved`; a `recipe`, a string such as
+How `saved` travels through the custom ops: one takes and returns tensors only, and may not return its
+inputs. So the forward op returns its outputs and the *new* tensors in `saved`; a `recipe`, a string such as
 `[("input", 0), ("output", 1), ("plain", 1e-05)]`, says how to put `saved` together again.
 """
 
@@ -22,6 +24,7 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 import kernels
 from kernels.operations import OPERATIONS, Operation
@@ -35,6 +38,7 @@ _TYPES = {
     "softmax_scale": "float?",
     "ignore_index": "int",
 }
+_TENSOR = object()  # stands where a tensor was
 _OPTIONAL = ("bias", "sink")  # of these an operation may be given None; see `_schema`
 
 
@@ -58,6 +62,58 @@ def differentiable(engine: str, name: str) -> Callable:
     forward, backward = kernels.pair(engine, name)
     operation = OPERATIONS[name]
     signature = inspect.signature(forward)
+    count = len(operation.inputs)
+    as_function = _function(operation, forward, backward)
+    as_custom_op = _custom_op(f"course_{engine}::{name}", operation, signature, forward, backward)
+
+    @functools.wraps(forward)
+    def apply(*args, **kwargs):
+        if kwargs or len(args) != count:
+            call = signature.bind(*args, **kwargs)
+            call.apply_defaults()
+            args = call.args
+        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+            return as_custom_op(*args)
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+            return as_function(*args)
+        return forward(*args)[0]
+
+    return apply
+
+
+def _function(operation: Operation, forward: Callable, backward: Callable) -> Callable:
+    """The pair as an `autograd.Function`."""
+    count = len(operation.inputs)
+    places = [operation.inputs.index(name) for name in operation.differentiable]
+    single = len(operation.outputs) == 1
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            y, saved = forward(*inputs)
+            ctx.save_for_backward(*(item for item in saved if isinstance(item, Tensor)))
+            ctx.plain = [_TENSOR if isinstance(item, Tensor) else item for item in saved]
+            return y
+
+        @staticmethod
+        def backward(ctx, *dy):
+            if torch.is_grad_enabled():
+                raise RuntimeError(f"{operation.name} has first derivatives only: unset create_graph.")
+            tensors = iter(ctx.saved_tensors)
+            saved = tuple(next(tensors) if item is _TENSOR else item for item in ctx.plain)
+            gradients = backward(dy[0] if single else dy, saved)
+            every = [None] * count
+            for place, gradient in zip(places, gradients if len(places) > 1 else (gradients,), strict=True):
+                every[place] = gradient
+            return tuple(every)
+
+    return Function.apply
+
+
+def _custom_op(
+    path: str, operation: Operation, signature: inspect.Signature, forward: Callable, backward: Callable
+) -> Callable:
+    """The pair as two custom ops, `path` and `path_backward`."""
     single = len(operation.outputs) == 1
     # What the forward saved, by the kind of call; filled by every run, real or fake.
     recipes: dict[tuple, str] = {}
@@ -95,7 +151,6 @@ def differentiable(engine: str, name: str) -> Callable:
             for name, present in zip(operation.inputs, ctx.present, strict=True)
         )
 
-    path = f"course_{engine}::{name}"
     forward_op = torch.library.custom_op(
         path, run_forward, mutates_args=(), schema=_schema(operation, signature)
     )
@@ -109,11 +164,8 @@ def differentiable(engine: str, name: str) -> Callable:
     backward_op.register_fake(run_backward)
     forward_op.register_autograd(backward_formula, setup_context=setup_context)
 
-    @functools.wraps(forward)
-    def apply(*args, **kwargs):
-        call = signature.bind(*args, **kwargs)
-        call.apply_defaults()
-        outputs = forward_op(*call.args)
+    def apply(*args):
+        outputs = forward_op(*args)
         return outputs[0] if single else tuple(outputs[: len(operation.outputs)])
 
     return apply

@@ -1,10 +1,12 @@
-"""The inputs that every operation is tested on: odd sizes, one row, broadcasting, strides, large values."""
+"""The inputs that every operation is tested on: odd sizes, one row, broadcasting, strides, large values;
+and the comparison of an engine with float64 on them."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+import kernels
 from kernels.operations import OPERATIONS
 
 IGNORED = -100
@@ -124,3 +126,53 @@ def _argument(spec, name, rng, scale, strided, dtype, device):
 def outputs(y) -> tuple:
     """One or several arrays as a tuple."""
     return y if isinstance(y, tuple) else (y,)
+
+
+# How far from float64 an engine may be, as ‖out - ref‖ / ‖ref‖: a few units in the last place of each
+# dtype (2⁻⁵³, 2⁻²⁴, 2⁻¹¹, 2⁻⁸), for the roundings of a chain of about ten operations.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+
+
+def relative_errors(got: tuple, expected: tuple, together: bool) -> list[float]:
+    """‖got - expected‖ / ‖expected‖ of each array. `together`: over the largest norm of them all, because
+    a saturated softmax or tanh has some gradients that are nothing but the rounding of others."""
+    pairs = [
+        (a.double().cpu(), b.double().cpu()) for a, b in zip(got, expected, strict=True) if b is not None
+    ]
+    norms = [max(b.norm().item(), 1e-6) for _, b in pairs]
+    norms = [max(norms)] * len(norms) if together else norms
+    return [(a - b).norm().item() / norm for (a, b), norm in zip(pairs, norms, strict=True)]
+
+
+def run_pair(engine: str, case: Case, inputs: tuple) -> tuple[tuple, tuple]:
+    """Outputs and gradients of one forward and backward, the output's gradient drawn from a seed."""
+    forward, backward = kernels.pair(engine, case.operation)
+    y, saved = forward(*inputs)
+    y = outputs(y)
+    dy = tuple(draw_like(out, seed) for seed, out in enumerate(y))
+    gradients = outputs(backward(dy if len(y) > 1 else dy[0], saved))
+    return y, gradients
+
+
+def draw_like(x: torch.Tensor, seed: int) -> torch.Tensor:
+    numbers = np.random.default_rng(100 + seed).standard_normal(tuple(x.shape))
+    return torch.from_numpy(np.asarray(numbers)).to(x.dtype).to(x.device)
+
+
+def assert_equals_float64_reference(engine: str, case: Case, inputs: tuple, dtype: torch.dtype) -> None:
+    """One forward and backward on `inputs`, of `dtype`, against the reference on the same in float64."""
+    exact = tuple(
+        x.double().cpu() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+        for x in (x.cpu() if isinstance(x, torch.Tensor) else x for x in inputs)
+    )
+    got, expected = run_pair(engine, case, inputs), run_pair("reference", case, exact)
+    for kind, ours, theirs in zip(("output", "gradient"), got, expected, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert (a is None) == (b is None)
+            assert a is None or (a.shape == b.shape and a.dtype == dtype and torch.isfinite(a).all())
+        if kind == "gradient" and case.large and dtype.itemsize == 2:
+            continue  # rounding to two bytes moves a saturated softmax more than its gradient is large
+        errors = relative_errors(ours, theirs, together=case.large)
+        # exp makes a score's rounding a relative error, as many times larger as the score is
+        tolerance = TOLERANCE[dtype] * (10 if case.large else 1)
+        assert max(errors) <= tolerance, f"{kind}: relative errors {errors}"

@@ -14,3 +14,4 @@ from kernels.triton.norms import (  # noqa: F401
     rmsnorm_backward,
     rmsnorm_forward,
 )
+from kernels.triton.softmax import softmax_backward, softmax_forward  # noqa: F401

@@ -18,13 +18,12 @@ from triton.backends.compiler import GPUTarget
 from kernels.triton import launch
 from kernels.triton.launch import Gpu
 
-# By name: what the choice of a configuration depends on, and the shared memory that a block may ask for.
 GPUS = {
-    "T4": (Gpu(75, 40), 64 * 1024),
-    "A100": (Gpu(80, 108), 163 * 1024),
-    "L4": (Gpu(89, 58), 99 * 1024),
-    "H100": (Gpu(90, 132), 227 * 1024),
-    "B200": (Gpu(100, 148), 227 * 1024),
+    "T4": Gpu(75, 40, 64 * 1024),
+    "A100": Gpu(80, 108, 163 * 1024),
+    "L4": Gpu(89, 58, 99 * 1024),
+    "H100": Gpu(90, 132, 227 * 1024),
+    "B200": Gpu(100, 148, 227 * 1024),
 }
 
 

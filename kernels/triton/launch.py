@@ -14,10 +14,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Gpu(NamedTuple):
-    """What a configuration may depend on: 90 for compute capability 9.0, and the number of SMs."""
+    """What a configuration may depend on."""
 
-    capability: int
-    processors: int
+    capability: int  # 90 for compute capability 9.0
+    processors: int  # SMs
+    shared: int  # bytes of shared memory that one program may use
 
 
 def check(operation: str, *tensors: Tensor | None) -> None:
@@ -60,9 +61,10 @@ def gpu(x: Tensor) -> Gpu:
 @functools.cache
 def _gpu(device: torch.device) -> Gpu:
     if device.type == "cpu":
-        return Gpu(capability=80, processors=2)
+        return Gpu(capability=80, processors=2, shared=163 * 1024)
     properties = torch.cuda.get_device_properties(device)
-    return Gpu(10 * properties.major + properties.minor, properties.multi_processor_count)
+    capability = 10 * properties.major + properties.minor
+    return Gpu(capability, properties.multi_processor_count, properties.shared_memory_per_block_optin)
 
 
 def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> None:

@@ -2,7 +2,7 @@
 
 A norm reads a row, needs a number or two about the whole row, and writes the row: almost no arithmetic, so
 the time is that of moving the bytes, and the one thing to get right is to move each byte once. A program
-therefore holds a whole row in registers. The gradient of the weight is a sum over all rows: each program
+therefore holds whole rows in registers. The gradient of the weight is a sum over all rows: each program
 of the backward pass sums the rows that it sees, in registers, and a second kernel adds these partial sums
 in a fixed order, so that two runs give the same bits.
 """
@@ -13,126 +13,133 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_width
-from kernels.triton.launch import check, gpu, launch, rows
+from kernels.triton.launch import Gpu, check, gpu, launch, rows
 
-MAX_BLOCK = 16384  # the most columns that a program holds at a time; wider rows go through it in blocks
-
-
-@triton.jit
-def _load(x, columns, C: tl.constexpr):
-    return tl.load(x + columns, mask=columns < C, other=0.0).to(tl.float32)
+WIDEST = 16384  # columns that a program holds at a time; wider rows go through it in blocks
 
 
 @triton.jit
-def _load_sum(x, residual, columns, C: tl.constexpr):
+def _load(x, row, stride, columns, mask):
+    return tl.load(x + row * stride + columns, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _load_sum(x, residual, row, x_stride, residual_stride, columns, mask):
     """A block of h = x + residual, rounded as it will be stored; of x without a residual."""
-    h = _load(x, columns, C)
+    h = _load(x, row, x_stride, columns, mask)
     if residual is not None:
-        h = (h + _load(residual, columns, C)).to(x.dtype.element_ty).to(tl.float32)
+        h = (h + _load(residual, row, residual_stride, columns, mask)).to(x.dtype.element_ty).to(tl.float32)
     return h
 
 
 @triton.jit
 def _norm_forward(
-    x, residual, weight, bias, y, h, mean, rstd, x_stride, residual_stride, eps,
-    C: tl.constexpr, BLOCK: tl.constexpr,
+    x, residual, weight, bias, y, h, mean, rstd, x_stride, residual_stride, rows, eps,
+    C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One row: y = w (h - μ) / √(mean((h - μ)²) + ε) + b, where h = x + residual; μ = 0 without a mean.
+    """ROWS rows: y = w (h - μ) / √(mean((h - μ)²) + ε) + b, where h = x + residual; μ = 0 without a mean.
 
     The loops over blocks are unrolled. A row of one block is loaded once: the compiler sees the same load
     three times with no store between, and keeps the first. A wider row comes from the L2 cache again.
     """
-    row = tl.program_id(0).to(tl.int64)
-    x += row * x_stride
-    if residual is not None:
-        residual += row * residual_stride
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    inside = row < rows
     mu = 0.0
     if mean is not None:
-        total = tl.zeros([BLOCK], tl.float32)
+        total = tl.zeros([ROWS, BLOCK], tl.float32)
         for start in tl.static_range(0, C, BLOCK):
-            total += _load_sum(x, residual, start + tl.arange(0, BLOCK), C)
-        mu = tl.sum(total) / C
+            columns = start + tl.arange(0, BLOCK)[None, :]
+            mask = inside & (columns < C)
+            total += _load_sum(x, residual, row, x_stride, residual_stride, columns, mask)
+        mu = tl.sum(total, 1, keep_dims=True) / C
 
-    squares = tl.zeros([BLOCK], tl.float32)
+    squares = tl.zeros([ROWS, BLOCK], tl.float32)
     for start in tl.static_range(0, C, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        centered = _load_sum(x, residual, columns, C) - mu
-        if mean is not None:
-            centered = tl.where(columns < C, centered, 0.0)
-        squares += centered * centered
-    r = tl.rsqrt(tl.sum(squares) / C + eps)
+        columns = start + tl.arange(0, BLOCK)[None, :]
+        mask = inside & (columns < C)
+        centered = _load_sum(x, residual, row, x_stride, residual_stride, columns, mask) - mu
+        squares += tl.where(mask, centered * centered, 0.0)
+    r = tl.rsqrt(tl.sum(squares, 1, keep_dims=True) / C + eps)
 
     for start in tl.static_range(0, C, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        block = _load_sum(x, residual, columns, C)
-        out = (block - mu) * r * _load(weight, columns, C)
+        columns = start + tl.arange(0, BLOCK)[None, :]
+        mask = inside & (columns < C)
+        block = _load_sum(x, residual, row, x_stride, residual_stride, columns, mask)
+        out = (block - mu) * r * _load(weight, 0, 0, columns, columns < C)
         if bias is not None:
-            out += _load(bias, columns, C)
-        tl.store(y + row * C + columns, out.to(y.dtype.element_ty), mask=columns < C)
+            out += _load(bias, 0, 0, columns, columns < C)
+        tl.store(y + row * C + columns, out.to(y.dtype.element_ty), mask=mask)
         if residual is not None:
-            tl.store(h + row * C + columns, block.to(h.dtype.element_ty), mask=columns < C)
-    tl.store(rstd + row, r)
+            tl.store(h + row * C + columns, block.to(h.dtype.element_ty), mask=mask)
+    tl.store(rstd + row, r, mask=inside)
     if mean is not None:
-        tl.store(mean + row, mu)
+        tl.store(mean + row, mu, mask=inside)
 
 
 @triton.jit
 def _norm_backward(
     dy, dh, x, weight, mean, rstd, dx, dweights, dbiases, dy_stride, dh_stride, x_stride, rows,
-    C: tl.constexpr, BLOCK: tl.constexpr,
+    C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Rows program, program + programs, …: dx of each, and the sums over them of dweight and dbias.
+    """ROWS rows at a time, the programs taking turns: dx of each row, and the sums for dweight and dbias.
 
     With x̂ = (x - μ) r and g = w dy:  dx = r (g - mean(g) - x̂ mean(g x̂)) + dh,  dw = Σ dy x̂,  db = Σ dy;
-    RMSNorm has no mean(g). `dweights` and `dbiases` are (programs, C), one row of partial sums a program.
+    RMSNorm has no mean(g). `dweights` and `dbiases` are (programs, C): each program's sums over its rows.
+    While a tile is worked on, the next STAGES - 1 are on their way into shared memory.
     """
     program = tl.program_id(0).to(tl.int64)
-    dweights += program * C
-    if mean is not None:
-        dbiases += program * C
-    dw = tl.zeros([BLOCK], tl.float32)
-    db = tl.zeros([BLOCK], tl.float32)
-    for row in range(program, rows, tl.num_programs(0)):
-        r = tl.load(rstd + row)
+    columns = tl.arange(0, BLOCK)[None, :]
+    w = _load(weight, 0, 0, columns, columns < C)
+    dw = tl.zeros([ROWS, BLOCK], tl.float32)
+    db = tl.zeros([ROWS, BLOCK], tl.float32)
+    for first in tl.range(program * ROWS, rows, tl.num_programs(0) * ROWS, num_stages=STAGES):
+        row = first + tl.arange(0, ROWS)[:, None]
+        inside = row < rows
+        r = tl.load(rstd + row, mask=inside, other=0.0)
         mu = 0.0
         if mean is not None:
-            mu = tl.load(mean + row)
-        sum_g = tl.zeros([BLOCK], tl.float32)
-        sum_gx = tl.zeros([BLOCK], tl.float32)
+            mu = tl.load(mean + row, mask=inside, other=0.0)
+        sum_g = tl.zeros([ROWS, BLOCK], tl.float32)
+        sum_gx = tl.zeros([ROWS, BLOCK], tl.float32)
         for start in tl.static_range(0, C, BLOCK):
-            columns = start + tl.arange(0, BLOCK)
-            g = _load(dy + row * dy_stride, columns, C) * _load(weight, columns, C)
-            x_hat = (_load(x + row * x_stride, columns, C) - mu) * r
+            columns = start + tl.arange(0, BLOCK)[None, :]
+            mask = inside & (columns < C)
+            if C > BLOCK:
+                w = _load(weight, 0, 0, columns, columns < C)
+            g = _load(dy, row, dy_stride, columns, mask) * w
             sum_g += g
-            sum_gx += g * x_hat
-        mean_gx = tl.sum(sum_gx) / C
+            sum_gx += g * (_load(x, row, x_stride, columns, mask) - mu) * r
+        mean_gx = tl.sum(sum_gx, 1, keep_dims=True) / C
         mean_g = 0.0
         if mean is not None:
-            mean_g = tl.sum(sum_g) / C
+            mean_g = tl.sum(sum_g, 1, keep_dims=True) / C
 
         for start in tl.static_range(0, C, BLOCK):
-            columns = start + tl.arange(0, BLOCK)
-            d = _load(dy + row * dy_stride, columns, C)
-            x_hat = (_load(x + row * x_stride, columns, C) - mu) * r
-            out = r * (d * _load(weight, columns, C) - mean_g - x_hat * mean_gx)
+            columns = start + tl.arange(0, BLOCK)[None, :]
+            mask = inside & (columns < C)
+            if C > BLOCK:
+                w = _load(weight, 0, 0, columns, columns < C)
+            d = _load(dy, row, dy_stride, columns, mask)
+            x_hat = (_load(x, row, x_stride, columns, mask) - mu) * r
+            out = r * (d * w - mean_g - x_hat * mean_gx)
             if dh is not None:
-                out += _load(dh + row * dh_stride, columns, C)
-            tl.store(dx + row * C + columns, out.to(dx.dtype.element_ty), mask=columns < C)
+                out += _load(dh, row, dh_stride, columns, mask)
+            tl.store(dx + row * C + columns, out.to(dx.dtype.element_ty), mask=mask)
             if C <= BLOCK:
                 dw += d * x_hat
                 db += d
-            else:  # too wide for registers: the partial sums lie in the L2 cache
-                first = row == program
-                dw = d * x_hat + tl.where(first, 0.0, _load(dweights, columns, C))
-                tl.store(dweights + columns, dw, mask=columns < C)
+            else:  # ROWS is 1, and the sums of so wide a row lie in the L2 cache
+                later = (columns < C) & (first > program)
+                dw = d * x_hat + _load(dweights, program, C, columns, later)
+                tl.store(dweights + program * C + columns, dw, mask=mask)
                 if mean is not None:
-                    db = d + tl.where(first, 0.0, _load(dbiases, columns, C))
-                    tl.store(dbiases + columns, db, mask=columns < C)
+                    db = d + _load(dbiases, program, C, columns, later)
+                    tl.store(dbiases + program * C + columns, db, mask=mask)
     if C <= BLOCK:
         columns = tl.arange(0, BLOCK)
-        tl.store(dweights + columns, dw, mask=columns < C)
+        tl.store(dweights + program * C + columns, tl.sum(dw, 0), mask=columns < C)
         if mean is not None:
-            tl.store(dbiases + columns, db, mask=columns < C)
+            tl.store(dbiases + program * C + columns, tl.sum(db, 0), mask=columns < C)
 
 
 @triton.jit
@@ -162,9 +169,10 @@ def _forward(operation: str, x: Tensor, residual: Tensor | None, weight: Tensor,
     h = x if residual is None else torch.empty_like(y)
     rstd = torch.empty(n, dtype=torch.float32, device=x.device)
     mean = None if bias is None else torch.empty_like(rstd)
+    shape = _forward_shape(C)
     launch(
-        _norm_forward, (n,), flat, flat_residual, weight, bias, y, h, mean, rstd,
-        flat.stride(0), 0 if residual is None else flat_residual.stride(0), eps, C, **_forward_shape(C),
+        _norm_forward, (triton.cdiv(n, shape["ROWS"]),), flat, flat_residual, weight, bias, y, h, mean, rstd,
+        flat.stride(0), 0 if residual is None else flat_residual.stride(0), n, eps, C, **shape,
     )  # fmt: skip
     return y, h, mean, rstd
 
@@ -175,8 +183,8 @@ def _backward(dy: Tensor, dh: Tensor | None, x: Tensor, weight: Tensor, mean: Te
     dy, x_rows = rows(dy), rows(x)
     dh = None if dh is None else rows(dh)
     n = x_rows.shape[0]
-    shape = _backward_shape(C)
-    programs = min(n, gpu(x).processors * shape.pop("per_processor"))
+    programs, shape = _backward_shape(C, 2 if dh is None else 3, x.dtype.itemsize, gpu(x))
+    programs = min(programs, triton.cdiv(n, shape["ROWS"]))
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dweights = torch.empty(programs, C, dtype=torch.float32, device=x.device)
     dbiases = None if mean is None else torch.empty_like(dweights)
@@ -195,17 +203,22 @@ def _sum(partial: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _forward_shape(C: int) -> dict:
-    BLOCK = min(triton.next_power_of_2(C), MAX_BLOCK)
-    return {"BLOCK": BLOCK, "num_warps": min(max(BLOCK // 512, 1), 16)}
+    """Tiles of 4096 elements or one row, 16 a thread."""
+    BLOCK = min(triton.next_power_of_2(C), WIDEST)
+    ROWS = 1 if C > BLOCK else max(4096 // BLOCK, 1)
+    return {"ROWS": ROWS, "BLOCK": BLOCK, "num_warps": max(ROWS * BLOCK // 512, 1)}
 
 
-def _backward_shape(C: int) -> dict:
-    BLOCK = min(triton.next_power_of_2(C), MAX_BLOCK)
-    return {
-        "BLOCK": BLOCK,
-        "num_warps": min(max(BLOCK // 512, 1), 16),
-        "per_processor": max(8192 // BLOCK, 1),
-    }
+def _backward_shape(C: int, loads: int, itemsize: int, gpu: Gpu) -> tuple[int, dict]:
+    """-> programs, and the shape of each."""
+    BLOCK = min(triton.next_power_of_2(C), WIDEST)
+    ROWS = 1 if C > BLOCK else max(1024 // BLOCK, 1)
+    tile = ROWS * BLOCK
+    buffers = 2 * loads * tile * itemsize  # shared memory for two tiles on their way
+    STAGES = 3 if C <= BLOCK and buffers + 4096 <= gpu.shared else 1
+    num_warps = min(max(tile // 512, 4), 16)
+    programs = gpu.processors * max(min(triton.cdiv(4608, C), 6), 1)
+    return programs, {"ROWS": ROWS, "BLOCK": BLOCK, "STAGES": STAGES, "num_warps": num_warps}
 
 
 def rmsnorm_forward(x: Tensor, weight: Tensor, eps: float):

@@ -1,4 +1,4 @@
-"""Softmax over the last dimension: a row in registers, so that it is read once and written once.
+"""Softmax over the last dimension: whole rows in registers, so that each is read once and written once.
 
 A row too wide for that is read twice: once for its largest score and the sum of exponentials, both found
 in one pass (Milakov and Gimelshein, 2018), and once to write the probabilities.
@@ -13,81 +13,97 @@ from torch import Tensor
 
 from kernels.triton.launch import check, launch, rows
 
-MAX_BLOCK = 16384  # the most columns that a program holds at a time
-LOG2E: tl.constexpr = tl.constexpr(math.log2(math.e))  # exp(x) = 2^(x log₂ e), and 2^x is an instruction
+WIDEST = 32768  # columns that a program holds at a time; wider rows go through it in blocks
+LOG2E = tl.constexpr(math.log2(math.e))  # exp(x) = 2^(x log₂ e), and 2^x is one instruction
 
 
 @triton.jit
-def _softmax_forward(x, y, x_stride, C, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
-    """One row: y = exp(x - max x) / Σ exp(x - max x)."""
-    row = tl.program_id(0).to(tl.int64)
-    x += row * x_stride
-    y += row * C
-    columns = tl.arange(0, BLOCK)
+def _load(x, row, stride, columns, mask, other):
+    return tl.load(x + row * stride + columns, mask=mask, other=other).to(tl.float32)
+
+
+@triton.jit
+def _softmax_forward(
+    x, y, x_stride, rows, C, ROWS: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr
+):
+    """ROWS rows: y = exp(x - max x) / Σ exp(x - max x)."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    columns = tl.arange(0, BLOCK)[None, :]
+    inside = row < rows
     if ONE_BLOCK:
-        scores = tl.load(x + columns, mask=columns < C, other=-float("inf")).to(tl.float32)
-        e = tl.exp2((scores - tl.max(scores)) * LOG2E)
-        tl.store(y + columns, (e / tl.sum(e)).to(y.dtype.element_ty), mask=columns < C)
+        mask = inside & (columns < C)
+        scores = _load(x, row, x_stride, columns, mask, -float("inf"))
+        scores = tl.where(inside, scores, 0.0)  # rows past the last: -inf - -inf would be NaN
+        largest = tl.max(scores, 1, keep_dims=True)
+        e = tl.exp2((scores - largest) * LOG2E)
+        p = e / tl.sum(e, 1, keep_dims=True)
+        tl.store(y + row * C + columns, p.to(y.dtype.element_ty), mask=mask)
     else:
-        # Each lane keeps the largest score it has met, and the sum of exponentials relative to it.
-        largest = tl.full([BLOCK], -float("inf"), tl.float32)
-        total = tl.zeros([BLOCK], tl.float32)
+        # Every lane keeps the largest score that it has met, and its sum of exponentials relative to that.
+        largest = tl.full([ROWS, BLOCK], -float("inf"), tl.float32)
+        total = tl.zeros([ROWS, BLOCK], tl.float32)
         for start in range(0, C, BLOCK):
-            scores = tl.load(x + start + columns, mask=start + columns < C, other=-float("inf")).to(
-                tl.float32
-            )
+            mask = inside & (start + columns < C)
+            scores = _load(x, row, x_stride, start + columns, mask, -float("inf"))
             new = tl.maximum(largest, scores)
-            # A lane that has met nothing but -inf yet has no exponential to correct: -inf - -inf is NaN.
-            seen = tl.where(new == -float("inf"), 0.0, new)
-            total = total * tl.exp2((largest - seen) * LOG2E) + tl.exp2((scores - seen) * LOG2E)
+            base = tl.where(new == -float("inf"), 0.0, new)  # nothing met yet: -inf - -inf would be NaN
+            total = total * tl.exp2((largest - base) * LOG2E) + tl.exp2((scores - base) * LOG2E)
             largest = new
-        top = tl.max(largest)
-        whole = tl.sum(total * tl.exp2((largest - top) * LOG2E))
+        top = tl.max(largest, 1, keep_dims=True)
+        whole = tl.sum(total * tl.exp2((largest - top) * LOG2E), 1, keep_dims=True)
         for start in range(0, C, BLOCK):
-            scores = tl.load(x + start + columns, mask=start + columns < C, other=-float("inf")).to(
-                tl.float32
-            )
+            mask = inside & (start + columns < C)
+            scores = _load(x, row, x_stride, start + columns, mask, -float("inf"))
             p = tl.exp2((scores - top) * LOG2E) / whole
-            tl.store(y + start + columns, p.to(y.dtype.element_ty), mask=start + columns < C)
+            tl.store(y + row * C + start + columns, p.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _softmax_backward(dy, y, dx, dy_stride, y_stride, C, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
-    """One row: dx = y (dy - Σ dy y)."""
-    row = tl.program_id(0).to(tl.int64)
-    dy += row * dy_stride
-    y += row * y_stride
-    dx += row * C
-    columns = tl.arange(0, BLOCK)
+def _softmax_backward(
+    dy, y, dx, dy_stride, y_stride, rows, C,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """ROWS rows: dx = y (dy - Σ dy y)."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    columns = tl.arange(0, BLOCK)[None, :]
+    inside = row < rows
     if ONE_BLOCK:
-        p = tl.load(y + columns, mask=columns < C, other=0.0).to(tl.float32)
-        dp = tl.load(dy + columns, mask=columns < C, other=0.0).to(tl.float32)
-        tl.store(dx + columns, (p * (dp - tl.sum(dp * p))).to(dx.dtype.element_ty), mask=columns < C)
+        mask = inside & (columns < C)
+        p = _load(y, row, y_stride, columns, mask, 0.0)
+        dp = _load(dy, row, dy_stride, columns, mask, 0.0)
+        out = p * (dp - tl.sum(dp * p, 1, keep_dims=True))
+        tl.store(dx + row * C + columns, out.to(dx.dtype.element_ty), mask=mask)
     else:
-        products = tl.zeros([BLOCK], tl.float32)
+        products = tl.zeros([ROWS, BLOCK], tl.float32)
         for start in range(0, C, BLOCK):
-            p = tl.load(y + start + columns, mask=start + columns < C, other=0.0).to(tl.float32)
-            dp = tl.load(dy + start + columns, mask=start + columns < C, other=0.0).to(tl.float32)
-            products += dp * p
-        mean_dp = tl.sum(products)
+            mask = inside & (start + columns < C)
+            p = _load(y, row, y_stride, start + columns, mask, 0.0)
+            products += p * _load(dy, row, dy_stride, start + columns, mask, 0.0)
+        mean_dp = tl.sum(products, 1, keep_dims=True)
         for start in range(0, C, BLOCK):
-            p = tl.load(y + start + columns, mask=start + columns < C, other=0.0).to(tl.float32)
-            dp = tl.load(dy + start + columns, mask=start + columns < C, other=0.0).to(tl.float32)
-            out = p * (dp - mean_dp)
-            tl.store(dx + start + columns, out.to(dx.dtype.element_ty), mask=start + columns < C)
+            mask = inside & (start + columns < C)
+            p = _load(y, row, y_stride, start + columns, mask, 0.0)
+            out = p * (_load(dy, row, dy_stride, start + columns, mask, 0.0) - mean_dp)
+            tl.store(dx + row * C + start + columns, out.to(dx.dtype.element_ty), mask=mask)
 
 
 def _shape(C: int) -> dict:
-    BLOCK = min(triton.next_power_of_2(C), MAX_BLOCK)
-    return {"BLOCK": BLOCK, "ONE_BLOCK": C <= BLOCK, "num_warps": min(max(BLOCK // 512, 1), 16)}
+    """Tiles of 4096 elements or one row, 16 a thread."""
+    BLOCK = triton.next_power_of_2(C)
+    if BLOCK > WIDEST:
+        return {"ROWS": 1, "BLOCK": WIDEST // 2, "ONE_BLOCK": False, "num_warps": 32}
+    ROWS = max(4096 // BLOCK, 1)
+    return {"ROWS": ROWS, "BLOCK": BLOCK, "ONE_BLOCK": True, "num_warps": min(ROWS * BLOCK // 512, 32)}
 
 
 def softmax_forward(x: Tensor):
     """y = exp(x - max x) / Σ exp(x - max x) over the last dimension of x `(..., C)`."""
     check("softmax", x)
-    C, flat = x.shape[-1], rows(x)
+    C, flat, shape = x.shape[-1], rows(x), _shape(x.shape[-1])
+    n = flat.shape[0]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    launch(_softmax_forward, (flat.shape[0],), flat, y, flat.stride(0), C, **_shape(C))
+    grid = (triton.cdiv(n, shape["ROWS"]),)
+    launch(_softmax_forward, grid, flat, y, flat.stride(0), n, C, **shape)
     return y, (y,)
 
 
@@ -95,7 +111,9 @@ def softmax_backward(dy: Tensor, saved: tuple) -> Tensor:
     """-> dx."""
     (y,) = saved
     check("softmax", dy, y)
-    C, dy, flat = y.shape[-1], rows(dy), rows(y)
+    C, dy, y_rows, shape = y.shape[-1], rows(dy), rows(y), _shape(y.shape[-1])
+    n = y_rows.shape[0]
     dx = torch.empty(y.shape, dtype=y.dtype, device=y.device)
-    launch(_softmax_backward, (flat.shape[0],), dy, flat, dx, dy.stride(0), flat.stride(0), C, **_shape(C))
+    grid = (triton.cdiv(n, shape["ROWS"]),)
+    launch(_softmax_backward, grid, dy, y_rows, dx, dy.stride(0), y_rows.stride(0), n, C, **shape)
     return dx
