@@ -131,7 +131,7 @@ def two_stages() -> Figure:
         corner = (6.05 + column * cell, 0.55)
         ax.add_patch(Rectangle(corner, cell, cell, facecolor=f"{PURPLE}aa", edgecolor="white", lw=1))
     ax.text(7.25, 0.33, "dw   (C)", fontsize=10.5, color=INK, ha="center", va="center")
-    ax.text(8.75, 1.27, "top to bottom,\nalways in this order", fontsize=9, color=PURPLE, va="center")
+    ax.text(8.75, 1.27, "in an order that\nonly P decides", fontsize=9, color=PURPLE, va="center")
     return figure
 
 
