@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_width
-from kernels.triton.launch import Gpu, check, empty, gpu, launch, rows
+from kernels.triton.launch import Gpu, check, check_gradient, empty, gpu, launch, rows
 
 WIDEST = 16384  # columns that a program holds at a time; wider rows go through it in blocks
 
@@ -181,6 +181,9 @@ def _forward(operation: str, x: Tensor, residual: Tensor | None, weight: Tensor,
 
 def _backward(dy: Tensor, dh: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor | None, rstd: Tensor):
     """-> dx, dweight, dbias (None without a mean)."""
+    for gradient in (dy, dh):
+        if gradient is not None:
+            check_gradient("norm", gradient, x)
     C = int(x.shape[-1])  # under `torch.compile` a symbol, and kernels are made for a number
     dy, x_rows = rows(dy), rows(x)
     dh = None if dh is None else rows(dh)
