@@ -20,12 +20,14 @@ from course.config import preset
 from course.device import DEVICE
 from course.initial import initial_weights
 from course.model import Transformer
+from kernels import reference
 from kernels.autograd import bind
 from kernels.operations import OPERATIONS
 
 pytest.importorskip("triton", reason="Triton has no package for this platform")
 
 from kernels.triton import norms, softmax
+from kernels.triton.ahead import GPUS
 
 OURS = [name for name, operation in OPERATIONS.items() if "triton" in operation.engines]
 CASES = [case for case in CASES if case.operation in OURS]
@@ -226,10 +228,10 @@ def test_a_residual_of_another_shape_is_refused():
 
 
 def test_gradients_of_another_shape_are_refused():
-    y, saved = softmax.softmax_forward(drawn(3, 8))
+    _, saved = softmax.softmax_forward(drawn(3, 8))
     with pytest.raises(ValueError, match=r"shape \(3, 8\) has no gradient \(2, 8\)"):
         softmax.softmax_backward(drawn(2, 8), saved)
-    y, saved = norms.rmsnorm_forward(drawn(3, 8), drawn(8), 1e-5)
+    _, saved = norms.rmsnorm_forward(drawn(3, 8), drawn(8), 1e-5)
     with pytest.raises(ValueError, match=r"shape \(3, 8\) has no gradient \(2, 8\)"):
         norms.rmsnorm_backward(drawn(2, 8), saved)
 
@@ -240,7 +242,7 @@ def test_gradients_of_another_shape_are_refused():
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", FIRST.values(), ids=str)
 def test_a_cuda_graph_replays_an_operation(case):
-    """Nothing in a call waits for the GPU or looks at its results; captured, it computes anew from its inputs."""
+    """Nothing in a call waits for the GPU; captured once, it computes anew from its inputs."""
     inputs = arguments(case, torch.float32, "cuda")
     run_pair("triton", case, inputs)  # compiles
     forward, backward = kernels.pair("triton", case.operation)

@@ -57,7 +57,7 @@ def check_gradient(operation: str, dy: Tensor, y: Tensor) -> None:
     """A gradient has the shape of what it is the gradient of: a kernel would read past its end."""
     if dy.shape != y.shape:
         raise ValueError(
-            f"{operation}: an output of shape {tuple(y.shape)} has no gradient {tuple(dy.shape)}."
+            f"{operation}: a result of shape {tuple(y.shape)} has no gradient {tuple(dy.shape)}."
         )
 
 
