@@ -82,12 +82,23 @@ def test_two_runs_give_the_same_bits_and_modify_nothing(case):
         assert torch.equal(old, new) if isinstance(old, torch.Tensor) else old == new
 
 
-@pytest.mark.parametrize("C", [1, 5, 16, 17, 40])
-@pytest.mark.parametrize("n", [1, 7])
-def test_rows_wider_than_a_program(monkeypatch, n, C):
-    """The widest block made 16 columns: rows of one block, of one full block, and of several."""
+@pytest.fixture
+def narrow_programs(monkeypatch):
+    """The widest block made 16 columns."""
+    shapes = (norms._forward_shape, norms._backward_shape, softmax._shape)
     monkeypatch.setattr(norms, "WIDEST", 16)
     monkeypatch.setattr(softmax, "WIDEST", 16)
+    for shape in shapes:
+        shape.cache_clear()
+    yield
+    for shape in shapes:
+        shape.cache_clear()
+
+
+@pytest.mark.parametrize("C", [1, 5, 16, 17, 40])
+@pytest.mark.parametrize("n", [1, 7])
+def test_rows_wider_than_a_program(narrow_programs, n, C):
+    """Rows of one block, of one full block, and of several."""
     x, residual, dy, dh = (drawn(n, C, seed=seed) for seed in range(4))
     weight, bias = drawn(C, seed=4), drawn(C, seed=5)
     for operation, inputs, d in (
@@ -106,9 +117,10 @@ def test_rows_wider_than_a_program(monkeypatch, n, C):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("widest", [16, 32768])
-def test_softmax_of_masked_scores(monkeypatch, widest):
-    monkeypatch.setattr(softmax, "WIDEST", widest)
+@pytest.mark.parametrize("blocks", ["one", "several"])
+def test_softmax_of_masked_scores(request, blocks):
+    if blocks == "several":
+        request.getfixturevalue("narrow_programs")
     x = torch.full((2, 40), -torch.inf, device=DEVICE)
     x[0, 30], x[1, 2], x[1, 39] = 1.0, 3e4, 3e4 + 1
     torch.testing.assert_close(softmax.softmax_forward(x)[0], torch.softmax(x, -1))
@@ -222,9 +234,11 @@ def test_dtypes_are_not_mixed():
         norms.rmsnorm_forward(x, weight, 1e-5)
 
 
-def test_a_residual_of_another_shape_is_refused():
+def test_a_residual_or_bias_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"x \(2, 8\) and residual \(8,\) differ"):
         norms.add_rmsnorm_forward(drawn(2, 8), drawn(8), drawn(8), 1e-5)
+    with pytest.raises(ValueError, match=r"weight \(8,\) and bias \(1,\) differ"):
+        norms.layernorm_forward(drawn(2, 8), drawn(8), drawn(1), 1e-5)
 
 
 def test_gradients_of_another_shape_are_refused():

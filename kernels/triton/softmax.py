@@ -105,7 +105,7 @@ def softmax_forward(x: Tensor):
     shape = _shape(C, 32)
     n = flat.shape[0]
     y = empty(x)
-    grid = (triton.cdiv(n, shape["ROWS"]),)
+    grid = (-(-n // shape["ROWS"]),)
     launch(_softmax_forward, grid, flat, y, flat.stride(0), n, C, **shape)
     return y, (y,)
 
@@ -119,6 +119,6 @@ def softmax_backward(dy: Tensor, saved: tuple) -> Tensor:
     shape = _shape(C, 16)
     n = y_rows.shape[0]
     dx = empty(y)
-    grid = (triton.cdiv(n, shape["ROWS"]),)
+    grid = (-(-n // shape["ROWS"]),)
     launch(_softmax_backward, grid, dy, y_rows, dx, dy.stride(0), y_rows.stride(0), n, C, **shape)
     return dx
