@@ -379,12 +379,12 @@ def main(argv: list[str] | None = None) -> int:
         from torch._functorch import config
 
         config.donated_buffer = False
-    engines = []
+    engines, errors = [], Console(stderr=True)
     for name in arguments.engines:
         try:
             kernels.engine(name)
         except RuntimeError as missing:
-            print(missing, file=sys.stderr)
+            errors.print(missing)
         else:
             engines.append(name)
     dtype = arguments.dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
@@ -394,7 +394,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments.output.write_text(json.dumps(report, indent=1) + "\n")
     wrong = [r for r in report["results"] if not r.get("right", True) and r["name"] in ENGINES]
     for r in wrong:
-        print(f"wrong: {r['name']} {r['operation']}, error {r['error']:.1e}", file=sys.stderr)
+        errors.print(f"wrong: {r['name']} {r['operation']}, error {r['error']:.1e}")
     return 1 if wrong else 0
 
 
