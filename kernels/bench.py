@@ -1,6 +1,6 @@
 """`python -m kernels.bench`: every operation of every engine, first checked, then timed against its peers.
 
-Values and gradients are compared with float64 on a small shape. Then, on a GPU, the forward and the backward
+Values and gradients are compared with float64 on small shapes. Then, on a GPU, the forward and the backward
 pass are timed at real sizes, the same way for all: an engine through its autograd binding, `torch.compile`
 of PyTorch's own operation, PyTorch's attention backends, Liger's kernels where they are installed. Each time
 becomes a rate, of the bytes that must move or of the operations that must be done, and a part of the ceiling
@@ -11,7 +11,9 @@ import argparse
 import gc
 import importlib.util
 import json
+import math
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +27,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+import kernels
 from kernels.autograd import bind
 from kernels.operations import ENGINES, OPERATIONS
 
@@ -52,7 +55,7 @@ class Job:
     inputs: Callable[..., tuple]
     unit: str
     work: Callable[..., tuple[float, float]]
-    small: tuple[int, ...]  # for values, and for the time that a call takes before anything is computed
+    small: tuple[tuple[int, ...], ...]  # for values; the first also for the time that a call takes
     large: tuple[tuple[int, ...], ...]
 
 
@@ -65,7 +68,7 @@ def _qkv(B, T, H, D):
     return (*[(B, T, H, D)] * 3, None, True, None, None)
 
 
-ROWS = (33, 48)
+ROWS = ((33, 1000), (7, 48))
 WIDTHS = tuple((2**28 // C, C) for C in (768, 1024, 4096, 8192))
 HEADS = tuple((2**14 // T, T, 2048 // D, D) for D in (64, 128) for T in (1024, 4096, 16384))
 
@@ -82,17 +85,17 @@ JOBS = (
     Job(
         "rope", lambda B, T, H, D: ((B, T, H, D), (T, D // 2), (T, D // 2)), "moves",
         lambda B, T, H, D: (2 * B * T * H * D, 2 * B * T * H * D),
-        (2, 16, 2, 8), ((64, 1024, 12, 64), (16, 4096, 16, 128)),
+        ((2, 33, 3, 16),), ((64, 1024, 12, 64), (16, 4096, 16, 128)),
     ),
     Job(
         "embedding", lambda N, V, C: (Ids((N,), V), (V, C)), "moves",
         lambda N, V, C: (2 * N * C, N * C + V * C),
-        (33, 31, 48), ((131072, 50304, 768),),
+        ((33, 31, 48),), ((131072, 50304, 768),),
     ),
     Job(
         "linear", lambda N, K, M: ((N, K), (M, K), None), "flops",
         lambda N, K, M: (2 * N * K * M, 4 * N * K * M),
-        (33, 48, 24), ((16384, 768, 3072), (8192, 8192, 8192)),
+        ((33, 100, 70),), ((16384, 768, 3072), (8192, 8192, 8192)),
     ),
     Job(
         "cross_entropy", lambda N, V: ((N, V), Ids((N,), V), -100), "moves",
@@ -102,12 +105,12 @@ JOBS = (
     Job(
         "linear_cross_entropy", lambda N, C, V: ((N, C), (V, C), Ids((N,), V), -100), "flops",
         lambda N, C, V: (2 * N * C * V, 4 * N * C * V),
-        (33, 48, 31), ((16384, 768, 50304),),
+        ((33, 48, 100),), ((16384, 768, 50304),),
     ),
     Job(
         "attention", _qkv, "flops",  # causal: half of 4 B H T² D, and 2.5 times that
         lambda B, T, H, D: (2 * B * H * T * T * D, 5 * B * H * T * T * D),
-        (4, 32, 4, 32), HEADS,
+        ((4, 32, 4, 32), (1, 150, 2, 64)), HEADS,
     ),
 )  # fmt: skip
 
@@ -165,50 +168,49 @@ def make_inputs(job: Job, sizes: tuple, dtype: torch.dtype, device: str) -> list
     """Normal numbers, the same ones at every call."""
     generator = torch.Generator(device).manual_seed(0)
 
-    def make(spec):
+    def make(name, spec):
         if isinstance(spec, Ids):
             return torch.randint(spec.high, spec.shape, device=device, generator=generator)
-        if isinstance(spec, tuple):
-            return torch.randn(spec, device=device, dtype=dtype, generator=generator)
-        return spec
+        if not isinstance(spec, tuple):
+            return spec
+        x = torch.randn(spec, device=device, dtype=dtype, generator=generator)
+        return x.requires_grad_(name in OPERATIONS[job.operation].differentiable)
 
-    names = OPERATIONS[job.operation].differentiable
-    inputs = [make(spec) for spec in job.inputs(*sizes)]
-    for name, x in zip(OPERATIONS[job.operation].inputs, inputs, strict=True):
-        if name in names and x is not None:
-            x.requires_grad_()
-    return inputs
+    return [make(*named) for named in zip(OPERATIONS[job.operation].inputs, job.inputs(*sizes), strict=True)]
 
 
-def outputs(y) -> tuple[Tensor, ...]:
+def forward(function: Callable, inputs: list) -> tuple[Tensor, ...]:
+    y = function(*inputs)
     return y if isinstance(y, tuple) else (y,)
 
 
-def gradients(y: tuple[Tensor, ...], dy: tuple[Tensor, ...], inputs: list) -> tuple[Tensor, ...]:
+def backward(y: tuple[Tensor, ...], dy: list[Tensor], inputs: list) -> tuple[Tensor, ...]:
     leaves = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
     return torch.autograd.grad(y, leaves, dy, retain_graph=True)
 
 
-def error(job: Job, function: Callable, dtype: torch.dtype, device: str) -> float:
-    """The largest ‖out - exact‖ / ‖exact‖ of outputs and gradients, on the small shape."""
-    inputs = make_inputs(job, job.small, dtype, device)
-    double = [
-        x.detach().double().requires_grad_(x.requires_grad)
-        if isinstance(x, Tensor) and x.is_floating_point()
-        else x
-        for x in inputs
-    ]
-    exact = outputs(getattr(bind("reference"), job.operation)(*double))
-    generator = torch.Generator(device).manual_seed(1)
-    dy = tuple(torch.randn(y.shape, device=device, dtype=dtype, generator=generator) for y in exact)
-    exact += gradients(exact, tuple(d.double() for d in dy), double)
-    got = outputs(function(*inputs))
-    got += gradients(got, dy, inputs)
-    return max(((a - b).norm() / b.norm()).item() for a, b in zip(got, exact, strict=True))
+def largest_error(job: Job, function: Callable, dtype: torch.dtype, device: str) -> float:
+    """The largest ‖out - exact‖ / ‖exact‖ of outputs and gradients on the small shapes."""
+    errors = []
+    for sizes in job.small:
+        inputs = make_inputs(job, sizes, dtype, device)
+        double = [
+            x.detach().double().requires_grad_(x.requires_grad)
+            if isinstance(x, Tensor) and x.is_floating_point()
+            else x
+            for x in inputs
+        ]
+        exact = forward(getattr(bind("reference"), job.operation), double)
+        dy = [torch.randn_like(out).to(dtype) for out in exact]
+        exact += backward(exact, [d.double() for d in dy], double)
+        got = forward(function, inputs)
+        got += backward(got, dy, inputs)
+        errors += [((a - b).norm() / b.norm()).item() for a, b in zip(got, exact, strict=True)]
+    return max(errors, key=lambda error: (math.isnan(error), error))
 
 
 def milliseconds(function: Callable) -> float:
-    from triton.testing import do_bench
+    from triton.testing import do_bench  # the caches are emptied before each of many runs
 
     return do_bench(function, warmup=20, rep=80, return_mode="median")
 
@@ -222,27 +224,28 @@ def host_microseconds(function: Callable, calls: int = 500) -> float:
         for _ in range(calls):
             function()
         times.append((time.perf_counter() - start) / calls * 1e6)
-    return sorted(times)[2]
+    return statistics.median(times)
 
 
-def timing(job: Job, sizes: tuple, function: Callable, dtype: torch.dtype) -> dict:
-    """Times of both passes in ms, and the memory in MiB that both together take beside the inputs."""
+def both_passes(
+    job: Job, sizes: tuple, function: Callable, dtype: torch.dtype, clock: Callable
+) -> list[float]:
+    """What `clock` says of the forward and of the backward pass."""
+    inputs = make_inputs(job, sizes, dtype, "cuda")
+    y = forward(function, inputs)
+    dy = [torch.randn_like(out) for out in y]
+    return [clock(lambda: function(*inputs)), clock(lambda: backward(y, dy, inputs))]
+
+
+def memory(job: Job, sizes: tuple, function: Callable, dtype: torch.dtype) -> float:
+    """MiB that a forward and a backward pass take beside the inputs, at their peak."""
     gc.collect()
     torch.cuda.empty_cache()
     inputs = make_inputs(job, sizes, dtype, "cuda")
-    y = outputs(function(*inputs))
-    dy = tuple(torch.randn_like(out) for out in y)
-    forward = milliseconds(lambda: function(*inputs))
-    backward = milliseconds(lambda: gradients(y, dy, inputs))
-    y = None
-    torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    y = outputs(function(*inputs))
-    leaves = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
-    torch.autograd.grad(y, leaves, dy)
-    peak = (torch.cuda.max_memory_allocated() - before) / 2**20
-    return {"forward_ms": forward, "backward_ms": backward, "peak_mib": peak}
+    torch.autograd.backward(y := forward(function, inputs), [torch.ones_like(out) for out in y])
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def ceilings() -> dict[str, float]:
@@ -290,39 +293,28 @@ def run(jobs: list[Job], engines: list[str], dtype: torch.dtype) -> dict:
 
 
 def measure(job: Job, engines: list[str], dtype, device: str, top: dict | None) -> Iterator[dict]:
+    """One result a competitor and size; a competitor that is wrong is not timed."""
     for name, function in competitors(job, engines):
         result = {"operation": job.operation, "name": name}
         try:
-            result["error"] = error(job, function, dtype, device)
+            result["error"] = largest_error(job, function, dtype, device)
             result["right"] = result["error"] <= TOLERANCE[dtype]
             if top is None or not result["right"]:
                 yield result
                 continue
-            inputs = make_inputs(job, job.small, dtype, device)
-            y = outputs(function(*inputs))
-            dy = tuple(torch.randn_like(out) for out in y)
-            result["host_us"] = [
-                host_microseconds(lambda: function(*inputs)),  # noqa: B023, called at once
-                host_microseconds(lambda: gradients(y, dy, inputs)),  # noqa: B023
-            ]
+            result["host_us"] = both_passes(job, job.small[0], function, dtype, host_microseconds)
             for sizes in job.large:
-                times = timing(job, sizes, function, dtype)
+                ms = both_passes(job, sizes, function, dtype, milliseconds)
                 work = [w * (dtype.itemsize if job.unit == "moves" else 1) for w in job.work(*sizes)]
-                rates = [
-                    w / t * 1e3
-                    for w, t in zip(work, (times["forward_ms"], times["backward_ms"]), strict=True)
-                ]
-                rates.append(sum(work) / (times["forward_ms"] + times["backward_ms"]) * 1e3)
-                yield (
-                    result
-                    | times
-                    | {
-                        "sizes": sizes,
-                        "rates": [rate / 1e12 for rate in rates],
-                        "of_ceiling": [rate / top[job.unit] for rate in rates],
-                    }
-                )
-        except Exception as failure:  # a peer that cannot do this case is a line in the table, not the end
+                rates = [1e3 * w / t for w, t in zip((*work, sum(work)), (*ms, sum(ms)), strict=True)]
+                yield result | {
+                    "sizes": sizes,
+                    "ms": ms,
+                    "rates": [rate / 1e12 for rate in rates],  # forward, backward, both
+                    "of_ceiling": [rate / top[job.unit] for rate in rates],
+                    "peak_mib": memory(job, sizes, function, dtype),
+                }
+        except Exception as failure:  # a peer that cannot do this is a line in the table, not the end
             if name in ENGINES:
                 raise
             yield result | {"failed": f"{type(failure).__name__}: {failure}".splitlines()[0][:200]}
@@ -331,9 +323,7 @@ def measure(job: Job, engines: list[str], dtype, device: str, top: dict | None) 
 def values_table(results: list[dict]) -> Table:
     """One row an operation, one column an engine: ‖out - exact‖ / ‖exact‖."""
     names = list(dict.fromkeys(r["name"] for r in results))
-    made = Table(
-        "", *names, title="the largest relative error of outputs and gradients", title_justify="left"
-    )
+    made = Table("largest relative error", *names)
     for operation in dict.fromkeys(r["operation"] for r in results):
         errors = {r["name"]: r for r in results if r["operation"] == operation}
         made.add_row(operation, *(_error(errors[name]) if name in errors else "-" for name in names))
@@ -355,7 +345,7 @@ def times_table(job: Job, results: list[dict]) -> Table:
             "×".join(map(str, r["sizes"])),
             r["name"],
             _error(r),
-            f"{r['forward_ms']:.3f} {r['backward_ms']:.3f}",
+            f"{r['ms'][0]:.3f} {r['ms'][1]:.3f}",
             f"{forward:.{digits}f} {backward:.{digits}f}",
             f"{r['of_ceiling'][0]:.0%} {r['of_ceiling'][1]:.0%}",
             f"{both:.{digits}f}",
@@ -371,30 +361,40 @@ def _error(result: dict) -> str:
     return f"{result['error']:.0e}" if result["right"] else f"[red]{result['error']:.0e} wrong[/]"
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__.split("\n\n")[0])
     parser.add_argument("operations", nargs="*", help="which operations (all)")
     parser.add_argument("--engines", nargs="+", default=list(ENGINES[1:]), choices=ENGINES)
     parser.add_argument("--dtype", default=None, choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--output", type=Path, help="a file for the numbers, as JSON")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     unknown = set(arguments.operations) - set(OPERATIONS)
     if unknown:
         parser.error(f"unknown operations {', '.join(sorted(unknown))}: choose from {', '.join(OPERATIONS)}")
+    if arguments.output and not arguments.output.parent.is_dir():
+        parser.error(f"there is no folder {arguments.output.parent} to write into")
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")  # before the engine imports Triton
     else:  # one forward pass, many backward passes: the compiled backward may not reuse its inputs' memory
         from torch._functorch import config
 
         config.donated_buffer = False
+    engines, errors = [], Console(stderr=True)
+    for name in arguments.engines:
+        try:
+            kernels.engine(name)
+        except RuntimeError as missing:
+            errors.print(missing)
+        else:
+            engines.append(name)
     dtype = arguments.dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
     jobs = [job for job in JOBS if not arguments.operations or job.operation in arguments.operations]
-    report = run(jobs, arguments.engines, getattr(torch, dtype))
+    report = run(jobs, engines, getattr(torch, dtype))
     if arguments.output:
         arguments.output.write_text(json.dumps(report, indent=1) + "\n")
     wrong = [r for r in report["results"] if not r.get("right", True) and r["name"] in ENGINES]
     for r in wrong:
-        print(f"wrong: {r['name']} {r['operation']}, error {r['error']:.1e}", file=sys.stderr)
+        errors.print(f"wrong: {r['name']} {r['operation']}, error {r['error']:.1e}")
     return 1 if wrong else 0
 
 

@@ -53,6 +53,14 @@ def check(operation: str, *tensors: Tensor | None) -> None:
         raise ValueError(f"{operation}: the triton engine has no kernels for tensors on {device}.")
 
 
+def check_gradient(operation: str, dy: Tensor, y: Tensor) -> None:
+    """A gradient has the shape of what it is the gradient of: a kernel would read past its end."""
+    if dy.shape != y.shape:
+        raise ValueError(
+            f"{operation}: a result of shape {tuple(y.shape)} has no gradient {tuple(dy.shape)}."
+        )
+
+
 def gpu(x: Tensor) -> Gpu:
     """The GPU that x lies on; the interpreter plays an A100 of two SMs."""
     return _gpu(x.device)
@@ -67,6 +75,7 @@ def _gpu(device: torch.device) -> Gpu:
     return Gpu(capability, properties.multi_processor_count, properties.shared_memory_per_block_optin)
 
 
+_HERE = nullcontext()
 _compiled: dict[tuple, tuple] = {}
 
 
@@ -109,9 +118,6 @@ def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> None:
         call = kernel.signature.bind(*arguments, **named)
         call.apply_defaults()
         _compiled[key] = kernel[grid](*arguments, **options), call.args[len(arguments) :]
-
-
-_HERE = nullcontext()
 
 
 def _without_data(kernel, grid, arguments, options) -> None:

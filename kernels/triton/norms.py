@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_width
-from kernels.triton.launch import Gpu, check, empty, gpu, launch, rows
+from kernels.triton.launch import Gpu, check, check_gradient, empty, gpu, launch, rows
 
 WIDEST = 16384  # columns that a program holds at a time; wider rows go through it in blocks
 
@@ -159,9 +159,11 @@ def _sum_partial(partial, total, programs, C: tl.constexpr, ROWS: tl.constexpr, 
 def _forward(operation: str, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps):
     """-> y, h (x without a residual), mean (None without a bias), rstd."""
     check_width(operation, x, weight.shape[0])
-    check(operation, x, residual, weight, bias)
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"{operation}: x {tuple(x.shape)} and residual {tuple(residual.shape)} differ.")
+    if bias is not None and bias.shape != weight.shape:
+        raise ValueError(f"{operation}: weight {tuple(weight.shape)} and bias {tuple(bias.shape)} differ.")
+    check(operation, x, residual, weight, bias)
     C, weight = int(x.shape[-1]), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     flat = rows(x)
@@ -173,7 +175,7 @@ def _forward(operation: str, x: Tensor, residual: Tensor | None, weight: Tensor,
     mean = None if bias is None else torch.empty_like(rstd)
     shape = _forward_shape(C)
     launch(
-        _norm_forward, (triton.cdiv(n, shape["ROWS"]),), flat, flat_residual, weight, bias, y, h, mean, rstd,
+        _norm_forward, (-(-n // shape["ROWS"]),), flat, flat_residual, weight, bias, y, h, mean, rstd,
         flat.stride(0), 0 if residual is None else flat_residual.stride(0), n, eps, **shape,
     )  # fmt: skip
     return y, h, mean, rstd
@@ -181,12 +183,15 @@ def _forward(operation: str, x: Tensor, residual: Tensor | None, weight: Tensor,
 
 def _backward(dy: Tensor, dh: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor | None, rstd: Tensor):
     """-> dx, dweight, dbias (None without a mean)."""
+    for gradient in (dy, dh):
+        if gradient is not None:
+            check_gradient("norm", gradient, x)
     C = int(x.shape[-1])  # under `torch.compile` a symbol, and kernels are made for a number
     dy, x_rows = rows(dy), rows(x)
     dh = None if dh is None else rows(dh)
     n = x_rows.shape[0]
     programs, shape = _backward_shape(C, 2 if dh is None else 3, x.dtype.itemsize, gpu(x))
-    programs = min(programs, triton.cdiv(n, shape["ROWS"]))
+    programs = min(programs, -(-n // shape["ROWS"]))  # the quotient rounded up
     dx = empty(x)
     dweights = x.new_empty(programs, C, dtype=torch.float32)
     dbiases = None if mean is None else torch.empty_like(dweights)
@@ -200,7 +205,7 @@ def _backward(dy: Tensor, dh: Tensor | None, x: Tensor, weight: Tensor, mean: Te
 def _sum(partial: Tensor, dtype: torch.dtype) -> Tensor:
     programs, C = partial.shape
     total = partial.new_empty(C, dtype=dtype)
-    launch(_sum_partial, (triton.cdiv(C, 32),), partial, total, programs, C=C, ROWS=32, BLOCK=32)
+    launch(_sum_partial, (-(-C // 32),), partial, total, programs, C=C, ROWS=32, BLOCK=32)
     return total
 
 
