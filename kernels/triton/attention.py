@@ -31,16 +31,10 @@ TILES = {
         DQ: {64: (64, 64, 4, 3, None), 128: (64, 32, 4, 2, None), 256: (32, 32, 4, 2, None)},
         DKV: {64: (32, 64, 4, 3, None), 128: (32, 64, 4, 2, None), 256: (16, 64, 8, 2, None)},
     },
-    "T4": {
-        FORWARD: {64: (64, 64, 4, 1, None), 128: (64, 32, 4, 1, None), 256: (32, 32, 4, 1, None)},
-        DQ: {64: (64, 32, 4, 1, None), 128: (32, 32, 4, 1, None), 256: (16, 32, 4, 1, None)},
-        DKV: {64: (32, 64, 4, 1, None), 128: (32, 32, 4, 1, None), 256: (16, 32, 4, 1, None)},
-    },
-    # float32 is multiplied without tensor cores, which would round its factors to 10 bits
-    "float32": {
-        FORWARD: {64: (64, 32, 4, 1, None), 128: (32, 32, 4, 1, None), 256: (16, 32, 4, 1, None)},
-        DQ: {64: (32, 32, 4, 1, None), 128: (32, 16, 4, 1, None), 256: (16, 16, 4, 1, None)},
-        DKV: {64: (32, 32, 4, 1, None), 128: (16, 32, 4, 1, None), 256: (16, 16, 4, 1, None)},
+    # Where Triton multiplies without tensor cores: float16 on a T4, and float32, which they would round to
+    # 10 bits. Each number of a tile takes many instructions then, so tiles are small.
+    "no tensor cores": {
+        kernel: {128: (32, 32, 8, 1, None), 256: (16, 16, 8, 1, None)} for kernel in (FORWARD, DQ, DKV)
     },
     "interpreter": {kernel: {WIDEST_HEAD: (32, 32, 4, 1, None)} for kernel in (FORWARD, DQ, DKV)},
 }
@@ -49,10 +43,10 @@ TILES = {
 def _tiles(kernel: str, here: Gpu, dtype: torch.dtype, D: int) -> tuple:
     if INTERPRETED:
         table = "interpreter"
-    elif dtype == torch.float32:
-        table = "float32"
+    elif dtype == torch.float32 or here.capability < 80:
+        table = "no tensor cores"
     else:
-        table = "T4" if here.capability < 80 else "A100" if here.capability < COPY_ENGINE else "H100"
+        table = "A100" if here.capability < COPY_ENGINE else "H100"
     return next(tiles for width, tiles in TILES[table][kernel].items() if width >= D)
 
 
