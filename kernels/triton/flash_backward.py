@@ -13,7 +13,7 @@ itself; the second pays two of its four products for that. The first also leaves
 import triton
 import triton.language as tl
 
-from kernels.triton.attention_forward import (
+from kernels.triton.flash_forward import (
     ANY_NUMBER,
     LOG2_E,
     _dot,
