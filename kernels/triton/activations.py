@@ -82,13 +82,14 @@ def _swiglu_backward(dy, gate, up, dgate, dup, dy_stride, gate_stride, up_stride
 
 def _run(kernel, *inputs: Tensor, n_outputs: int = 1) -> list[Tensor]:
     """The kernel over arrays of one shape, dense ones as one long row, others row by row."""
-    outputs = [torch.empty(inputs[0].shape, dtype=x.dtype, device=x.device) for x in inputs[-n_outputs:]]
-    dense = all(x.is_contiguous() for x in inputs)
-    flat = [x.view(1, -1) if dense else rows(x) for x in inputs]
-    n, C = flat[0].shape
-    launch(
-        kernel, (n * triton.cdiv(C, BLOCK),), *flat, *outputs, *(x.stride(0) for x in flat), C, BLOCK=BLOCK
-    )  # fmt: skip
+    x = inputs[0]
+    outputs = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(n_outputs)]
+    if all(x.is_contiguous() for x in inputs):
+        n, C, strides = 1, x.numel(), (0,) * len(inputs)
+    else:
+        inputs = [rows(x) for x in inputs]
+        (n, C), strides = inputs[0].shape, [x.stride(0) for x in inputs]
+    launch(kernel, (n * triton.cdiv(C, BLOCK),), *inputs, *outputs, *strides, C, BLOCK=BLOCK)
     return outputs
 
 
