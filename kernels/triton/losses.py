@@ -294,7 +294,7 @@ def _config(x: Tensor) -> dict:
     if x.dtype == torch.float32:  # exact products, so no tensor cores
         return dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, per_processor=4, num_warps=4, num_stages=2)
     capability = gpu(x).capability
-    if capability >= 90:
+    if capability == 90:
         return dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, per_processor=1, num_warps=8, num_stages=4)
     if capability >= 80:
         return dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=32, per_processor=2, num_warps=4, num_stages=3)
