@@ -1,6 +1,8 @@
 """Every operation in every engine, dtype and shape, against the float64 reference; and the reference
 against finite differences."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
@@ -27,8 +29,9 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 def test_every_operation_of_the_table_has_cases_and_both_functions():
     assert {case.operation for case in CASES} == set(OPERATIONS)
+    here = [name for name in kernels.ENGINES if name != "triton" or importlib.util.find_spec("triton")]
     for operation in OPERATIONS.values():
-        for engine in operation.engines:
+        for engine in set(operation.engines) & set(here):
             forward, backward = kernels.pair(engine, operation.name)
             assert callable(forward) and callable(backward)
 
@@ -217,11 +220,24 @@ def test_an_engine_whose_package_is_missing_says_what_to_install(monkeypatch):
         kernels.engine("reference")
 
 
+def test_where_triton_has_no_package_the_engine_says_so(monkeypatch):
+    def fail(name):
+        raise ModuleNotFoundError("No module named 'triton'", name="triton")
+
+    monkeypatch.setattr(kernels.importlib, "import_module", fail)
+    monkeypatch.setattr(kernels.sys, "platform", "darwin")
+    with pytest.raises(RuntimeError, match="Triton has packages for Linux only; use Linux or Colab"):
+        kernels.engine("triton")
+    monkeypatch.setattr(kernels.sys, "platform", "linux")
+    with pytest.raises(RuntimeError, match="pip install triton"):
+        kernels.engine("triton")
+
+
 def ones(*shape):
     return torch.ones(shape, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", kernels.ENGINES)
 @pytest.mark.parametrize(
     ("operation", "inputs", "words"),
     [
@@ -240,6 +256,9 @@ def ones(*shape):
     ],
 )
 def test_shapes_that_do_not_fit_are_refused_in_words(engine, operation, inputs, words):
+    pytest.importorskip(engine if engine == "triton" else "torch")
+    if engine not in OPERATIONS[operation].engines:
+        pytest.skip(f"the engine {engine} has no {operation}")
     forward, _ = kernels.pair(engine, operation)
     with pytest.raises(ValueError, match=words):
         forward(*inputs)

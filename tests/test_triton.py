@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +20,19 @@ from course.config import preset
 from course.device import DEVICE
 from course.initial import initial_weights
 from course.model import Transformer
+from kernels import reference
 from kernels.autograd import bind
 from kernels.operations import OPERATIONS
 
 pytest.importorskip("triton", reason="Triton has no package for this platform")
 
 from kernels.triton import norms, softmax
+from kernels.triton.ahead import GPUS
 
 OURS = [name for name, operation in OPERATIONS.items() if "triton" in operation.engines]
 CASES = [case for case in CASES if case.operation in OURS]
 FIRST = {case.operation: case for case in reversed(CASES)}  # one case of each operation
 DTYPES = [dtype for dtype in TOLERANCE if dtype != torch.float64]
-GPUS = ("T4", "A100", "L4", "H100", "B200")
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -80,12 +82,23 @@ def test_two_runs_give_the_same_bits_and_modify_nothing(case):
         assert torch.equal(old, new) if isinstance(old, torch.Tensor) else old == new
 
 
-@pytest.mark.parametrize("C", [1, 5, 16, 17, 40])
-@pytest.mark.parametrize("n", [1, 7])
-def test_rows_wider_than_a_program(monkeypatch, n, C):
-    """The widest block made 16 columns: rows of one block, of one full block, and of several."""
+@pytest.fixture
+def narrow_programs(monkeypatch):
+    """The widest block made 16 columns."""
+    shapes = (norms._forward_shape, norms._backward_shape, softmax._shape)
     monkeypatch.setattr(norms, "WIDEST", 16)
     monkeypatch.setattr(softmax, "WIDEST", 16)
+    for shape in shapes:
+        shape.cache_clear()
+    yield
+    for shape in shapes:
+        shape.cache_clear()
+
+
+@pytest.mark.parametrize("C", [1, 5, 16, 17, 40])
+@pytest.mark.parametrize("n", [1, 7])
+def test_rows_wider_than_a_program(narrow_programs, n, C):
+    """Rows of one block, of one full block, and of several."""
     x, residual, dy, dh = (drawn(n, C, seed=seed) for seed in range(4))
     weight, bias = drawn(C, seed=4), drawn(C, seed=5)
     for operation, inputs, d in (
@@ -104,9 +117,10 @@ def test_rows_wider_than_a_program(monkeypatch, n, C):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("widest", [16, 32768])
-def test_softmax_of_masked_scores(monkeypatch, widest):
-    monkeypatch.setattr(softmax, "WIDEST", widest)
+@pytest.mark.parametrize("blocks", ["one", "several"])
+def test_softmax_of_masked_scores(request, blocks):
+    if blocks == "several":
+        request.getfixturevalue("narrow_programs")
     x = torch.full((2, 40), -torch.inf, device=DEVICE)
     x[0, 30], x[1, 2], x[1, 39] = 1.0, 3e4, 3e4 + 1
     torch.testing.assert_close(softmax.softmax_forward(x)[0], torch.softmax(x, -1))
@@ -220,9 +234,64 @@ def test_dtypes_are_not_mixed():
         norms.rmsnorm_forward(x, weight, 1e-5)
 
 
-def test_a_residual_of_another_shape_is_refused():
+def test_a_residual_or_bias_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"x \(2, 8\) and residual \(8,\) differ"):
         norms.add_rmsnorm_forward(drawn(2, 8), drawn(8), drawn(8), 1e-5)
+    with pytest.raises(ValueError, match=r"weight \(8,\) and bias \(1,\) differ"):
+        norms.layernorm_forward(drawn(2, 8), drawn(8), drawn(1), 1e-5)
+
+
+def test_gradients_of_another_shape_are_refused():
+    _, saved = softmax.softmax_forward(drawn(3, 8))
+    with pytest.raises(ValueError, match=r"shape \(3, 8\) has no gradient \(2, 8\)"):
+        softmax.softmax_backward(drawn(2, 8), saved)
+    _, saved = norms.rmsnorm_forward(drawn(3, 8), drawn(8), 1e-5)
+    with pytest.raises(ValueError, match=r"shape \(3, 8\) has no gradient \(2, 8\)"):
+        norms.rmsnorm_backward(drawn(2, 8), saved)
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", FIRST.values(), ids=str)
+def test_a_cuda_graph_replays_an_operation(case):
+    """Nothing in a call waits for the GPU; captured once, it computes anew from its inputs."""
+    inputs = arguments(case, torch.float32, "cuda")
+    run_pair("triton", case, inputs)  # compiles
+    forward, backward = kernels.pair("triton", case.operation)
+    dy = tuple(draw_like(out, seed) for seed, out in enumerate(run_pair("triton", case, inputs)[0]))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y, saved = forward(*inputs)
+        gradients = backward(dy if len(dy) > 1 else dy[0], saved)
+    for x in inputs:
+        if isinstance(x, torch.Tensor) and x.is_floating_point():
+            x.mul_(0.5)
+    graph.replay()
+    expected_y, expected = run_pair("triton", case, inputs)
+    for a, b in zip((*outputs(y), *outputs(gradients)), (*expected_y, *expected), strict=True):
+        assert a is b is None or torch.equal(a, b)
+
+
+@pytest.mark.gpu
+def test_large_tensors_are_deterministic():
+    """Many programs, many partial sums: the bits do not depend on which program is first."""
+    x, dy, weight = drawn(5000, 1000), drawn(5000, 1000, seed=1), drawn(1000, seed=2)
+    _, saved = norms.layernorm_forward(x, weight, weight, 1e-5)
+    first = norms.layernorm_backward(dy, saved)
+    for _ in range(20):
+        for a, b in zip(first, norms.layernorm_backward(dy, saved), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_kernels_run_where_the_tensors_are():
+    x, weight = drawn(4, 8).to("cuda:1"), drawn(8).to("cuda:1")
+    y, _ = norms.rmsnorm_forward(x, weight, 1e-5)
+    assert y.device == x.device and torch.cuda.current_device() == 0
+    torch.testing.assert_close(y, reference.rmsnorm_forward(x, weight, 1e-5)[0])
 
 
 def run_without_interpreter(*arguments: str) -> subprocess.CompletedProcess:
@@ -248,17 +317,22 @@ def test_tensors_on_the_cpu_without_the_interpreter_are_refused():
 # Compiled for every GPU
 
 
+@pytest.fixture(scope="module")
+def compilations():
+    """By GPU, what `compile_for_gpus.py` will print for it: two of them at a time."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        yield {gpu: pool.submit(run_without_interpreter, "tests/compile_for_gpus.py", gpu) for gpu in GPUS}
+
+
 @pytest.mark.parametrize("gpu", GPUS)
-def test_every_kernel_compiles_for_every_gpu(gpu):
+def test_every_kernel_compiles_for_every_gpu(gpu, compilations):
     """Exactly what the operations would launch there, within the shared memory that there is."""
-    finished = run_without_interpreter("tests/compile_for_gpus.py", gpu)
+    finished = compilations[gpu].result()
     assert finished.returncode == 0, finished.stderr
     launches = [json.loads(line) for line in finished.stdout.splitlines()]
-    from kernels.triton.ahead import GPUS as LIMITS
-
     assert {launch["what"].split("-")[0] for launch in launches} == set(OURS)
     for launch in launches:
         assert launch["machine_code"] > 0
-        assert launch["shared"] <= LIMITS[gpu].shared, launch
+        assert launch["shared"] <= GPUS[gpu].shared, launch
         if launch["what"] == "rmsnorm-wide bfloat16" and launch["kernel"] == "_norm_forward":
             assert launch["loads"] == 4, "a row must be loaded once: two loads of x and two of the weight"
