@@ -128,6 +128,9 @@ def embedding_forward(ids: Tensor, weight: Tensor):
 def embedding_backward(dy: Tensor, saved: tuple) -> Tensor:
     """-> dweight `(V, C)`: each row collects the gradients of all the places that looked it up."""
     ids, V = saved
+    check("embedding", dy, ids)
+    if dy.shape[:-1] != ids.shape:
+        raise ValueError(f"embedding: ids {tuple(ids.shape)} have no gradient {tuple(dy.shape)}.")
     dy, ids = rows(dy), ids.reshape(-1)
     return (
         _by_one_hot(dy, ids, V) if V * ids.numel() <= ONE_HOT[dy.element_size()] else _by_sorting(dy, ids, V)

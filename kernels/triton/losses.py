@@ -26,7 +26,7 @@ from torch._subclasses import FakeTensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.checks import check_classes, check_width
-from kernels.triton.launch import check, gpu, launch, rows
+from kernels.triton.launch import check, empty, gpu, launch, rows
 from kernels.triton.matmul import dot
 
 LOG2E = tl.constexpr(1.4426950408889634)  # exp(x) = exp2(x log2 e): the GPU's instruction is exp2
@@ -122,7 +122,7 @@ def cross_entropy_backward(dy: Tensor, saved: tuple) -> Tensor:
     """-> dlogits = (softmax(logits) - one_hot(targets)) / number of targets."""
     logits, targets, lse, count, ignore_index = saved
     V, flat = logits.shape[-1], rows(logits)
-    dlogits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    dlogits = empty(logits)
     block = min(triton.next_power_of_2(V), 4096)
     launch(
         _dlogits_kernel, (flat.shape[0] * triton.cdiv(V, block),),

@@ -103,6 +103,11 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None):
 def linear_backward(dy: Tensor, saved: tuple):
     """-> dx, dweight, dbias (None without a bias)."""
     x, weight, has_bias = saved
+    check("linear", dy, x, weight)
+    if dy.shape != (*x.shape[:-1], weight.shape[0]):
+        raise ValueError(
+            f"linear: x {tuple(x.shape)} and weight {tuple(weight.shape)} have no gradient {tuple(dy.shape)}."
+        )
     flat = rows(dy)
     dx = _matmul(flat, weight).view(x.shape)
     dweight = _matmul(flat.t(), rows(x))
