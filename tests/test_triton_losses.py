@@ -122,8 +122,9 @@ def test_tokens_that_the_model_was_sure_are_others(monkeypatch, dtype):
         rows_losses = torch.nn.functional.cross_entropy(x @ weight.T, labels, reduction="none")
     assert rows_losses[20:24].max() > 150 and rows_losses[:16].max() < 60
     compare("linear_cross_entropy", (x, weight, labels, IGNORED), dtype)
-    labels[20:24] = IGNORED  # nobody asks about them
-    compare("linear_cross_entropy", (x, weight, labels, IGNORED), dtype)
+    for ignore_index in (IGNORED, (x @ weight.T)[20:24].argmin(-1)[0].item()):  # nobody asks about them
+        labels[20:24] = ignore_index
+        compare("linear_cross_entropy", (x, weight, labels, ignore_index), dtype)
 
 
 def test_a_sure_and_right_model_has_small_gradients():
@@ -148,7 +149,7 @@ class Allocations(TorchDispatchMode):
 
 
 def test_linear_cross_entropy_never_holds_all_logits(monkeypatch):
-    N, V, C = 256, 40, 4
+    N, V, C = 128, 40, 4
     x, weight, labels = drawn(N, C).float(), drawn(V, C, seed=1).float(), targets(N, high=V)
     monkeypatch.setattr(losses, "CHUNK_BYTES", 32 * V * 4)
     with Allocations() as seen:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import kernels
 from course.device import DEVICE
 from kernels import reference
 
@@ -35,7 +36,7 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 )
 def test_rows_that_many_tokens_share_sum_their_gradients(monkeypatch, ids, dtype, product):
     monkeypatch.setattr(embedding, "PIECE", 4)
-    monkeypatch.setattr(embedding, "ONE_HOT", 10**9 if product else -1)
+    monkeypatch.setattr(embedding, "ONE_HOT", dict.fromkeys((2, 4), 10**9 if product else -1))
     ids = torch.tensor(ids, dtype=torch.long, device=DEVICE)
     dy = drawn(len(ids), 6).to(dtype)
     got = embedding.embedding_backward(dy, (ids, 5))
@@ -53,7 +54,7 @@ def test_many_tokens_and_few_rows_are_summed_in_layers():
 
 @pytest.mark.parametrize("product", [True, False], ids=["one-hot", "sorting"])
 def test_an_id_that_is_not_in_the_table(monkeypatch, product):
-    monkeypatch.setattr(embedding, "ONE_HOT", 10**9 if product else -1)
+    monkeypatch.setattr(embedding, "ONE_HOT", dict.fromkeys((2, 4), 10**9 if product else -1))
     ids = torch.tensor([1, -1, 5, 10**10, 4], device=DEVICE)
     weight, dy = drawn(5, 3), drawn(5, 3, seed=1)
     y, saved = embedding.embedding_forward(ids, weight)
@@ -156,3 +157,24 @@ def test_rotating_in_place_needs_dense_features():
     x, table = drawn(1, 2, 1, 8)[..., ::2], drawn(2, 2)
     with pytest.raises(ValueError, match="neighbours"):
         rope.rope_(x, table, table)
+
+
+# Gradients of a wrong shape
+
+
+def test_gradients_of_another_shape_are_refused():
+    """A kernel would read past their end."""
+    x, ids = drawn(3, 8), torch.zeros(3, dtype=torch.long, device=DEVICE)
+    tables = drawn(3, 4), drawn(3, 4)
+    for operation, inputs, dy in (
+        ("gelu", (x,), drawn(2, 8)),
+        ("swiglu", (x, x), drawn(3, 7)),
+        ("add", (x, x[0]), drawn(8)),
+        ("mul", (x, x[0]), drawn(1, 3, 8)),
+        ("linear", (x, x), drawn(3, 8)),
+        ("embedding", (ids, x), drawn(2, 8)),
+        ("rope", (drawn(1, 3, 2, 8), *tables), drawn(1, 4, 2, 8)),
+    ):
+        forward, backward = kernels.pair("triton", operation)
+        with pytest.raises(ValueError, match=operation):
+            backward(dy, forward(*inputs)[1])

@@ -4,12 +4,11 @@ The backward passes read the inputs again and compute the sigmoid again: saving 
 traffic as the whole forward pass, and computing it costs nothing that the memory does not wait for anyway.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton.launch import check, launch, rows
+from kernels.triton.launch import check, check_gradient, empty, launch, rows
 
 BLOCK = 1024
 
@@ -82,13 +81,13 @@ def _swiglu_backward(dy, gate, up, dgate, dup, dy_stride, gate_stride, up_stride
 
 def _run(kernel, *inputs: Tensor, n_outputs: int = 1) -> list[Tensor]:
     """The kernel over arrays of one shape, dense ones as one long row, others row by row."""
-    outputs = [torch.empty(inputs[0].shape, dtype=x.dtype, device=x.device) for x in inputs[-n_outputs:]]
-    dense = all(x.is_contiguous() for x in inputs)
-    flat = [x.view(1, -1) if dense else rows(x) for x in inputs]
-    n, C = flat[0].shape
-    launch(
-        kernel, (n * triton.cdiv(C, BLOCK),), *flat, *outputs, *(x.stride(0) for x in flat), C, BLOCK=BLOCK
-    )  # fmt: skip
+    outputs = [empty(inputs[0]) for _ in range(n_outputs)]
+    if all(x.is_contiguous() for x in inputs):
+        n, C, strides = 1, inputs[0].numel(), (0,) * len(inputs)
+    else:
+        inputs = [rows(x) for x in inputs]
+        (n, C), strides = inputs[0].shape, [x.stride(0) for x in inputs]
+    launch(kernel, (n * triton.cdiv(C, BLOCK),), *inputs, *outputs, *strides, C, BLOCK=BLOCK)
     return outputs
 
 
@@ -103,6 +102,8 @@ def gelu_forward(x: Tensor):
 
 def gelu_backward(dy: Tensor, saved: tuple) -> Tensor:
     """-> dx."""
+    check("gelu", dy, *saved)
+    check_gradient("gelu", dy, *saved)
     return _run(_gelu_backward, dy, *saved)[0]
 
 
@@ -120,4 +121,6 @@ def swiglu_forward(gate: Tensor, up: Tensor):
 
 def swiglu_backward(dy: Tensor, saved: tuple):
     """-> dgate, dup."""
+    check("swiglu", dy, *saved)
+    check_gradient("swiglu", dy, saved[0])
     return tuple(_run(_swiglu_backward, dy, *saved, n_outputs=2))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kernels.triton.launch import DTYPES, check, launch
 
-BLOCK = 1024
+BLOCK = 512
 FIELDS = 5  # of a row of the table: the four addresses and the number of elements
 _TABLES: OrderedDict[tuple, tuple] = OrderedDict()  # the last few, by all that they depend on
 _TYPE = dict(zip(DTYPES, (tl.float32, tl.bfloat16, tl.float16), strict=True))

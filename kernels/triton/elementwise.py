@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton.launch import check, launch
+from kernels.triton.launch import check, empty, launch
 
 PIECE = 256  # terms of a long sum that one program adds up
 
@@ -69,7 +69,7 @@ def sum_middle(x: Tensor, dtype: torch.dtype) -> Tensor:
 def _binary(operation: str, a: Tensor, b: Tensor) -> Tensor:
     check(operation, a, b)
     if a.shape == b.shape and a.is_contiguous() and b.is_contiguous():
-        y = torch.empty_like(a)
+        y = empty(a)
         a, b, (B, T, C) = a.view(1, 1, -1), b.view(1, 1, -1), (1, 1, a.numel())  # one long row
     else:
         shape = torch.broadcast_shapes(a.shape, b.shape)
@@ -102,6 +102,12 @@ def _sum_to(gradient: Tensor, shape: tuple) -> Tensor:
     return gradient.reshape(shape)
 
 
+def _check_gradient(operation: str, dy: Tensor, *shapes: tuple) -> None:
+    check(operation, dy)
+    if dy.shape != torch.broadcast_shapes(*shapes):
+        raise ValueError(f"{operation}: a gradient {tuple(dy.shape)} is not what {shapes} broadcast to.")
+
+
 def _size(shape: tuple) -> int:
     return torch.Size(shape).numel()
 
@@ -117,6 +123,7 @@ def add_forward(a: Tensor, b: Tensor):
 def add_backward(dy: Tensor, saved: tuple):
     """-> da, db: both are dy, summed where the input was repeated."""
     shape_a, shape_b = saved
+    _check_gradient("add", dy, shape_a, shape_b)
     return _sum_to(dy, shape_a), _sum_to(dy, shape_b)
 
 
@@ -128,4 +135,5 @@ def mul_forward(a: Tensor, b: Tensor):
 def mul_backward(dy: Tensor, saved: tuple):
     """-> da, db: each is dy times the other factor, summed where the input was repeated."""
     a, b = saved
+    _check_gradient("mul", dy, a.shape, b.shape)
     return _sum_to(_binary("mul", dy, b), a.shape), _sum_to(_binary("mul", dy, a), b.shape)

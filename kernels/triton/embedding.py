@@ -17,7 +17,9 @@ from kernels.triton.launch import check, gpu, launch, rows
 from kernels.triton.matmul import dot
 
 PIECE = 32  # sorted tokens that are summed together where they have one id
-ONE_HOT = 2**22  # places times rows of the table up to which a matrix product is faster than sorting
+# Tokens times rows of the table up to which a matrix product is faster than sorting, by bytes of a number:
+# fp32 products do without tensor cores.
+ONE_HOT = {2: 2**23, 4: 2**20}
 
 
 @triton.jit
@@ -126,20 +128,25 @@ def embedding_forward(ids: Tensor, weight: Tensor):
 def embedding_backward(dy: Tensor, saved: tuple) -> Tensor:
     """-> dweight `(V, C)`: each row collects the gradients of all the places that looked it up."""
     ids, V = saved
+    check("embedding", dy, ids)
+    if dy.shape[:-1] != ids.shape:
+        raise ValueError(f"embedding: ids {tuple(ids.shape)} have no gradient {tuple(dy.shape)}.")
     dy, ids = rows(dy), ids.reshape(-1)
-    return _by_one_hot(dy, ids, V) if V * ids.numel() <= ONE_HOT else _by_sorting(dy, ids, V)
+    return (
+        _by_one_hot(dy, ids, V) if V * ids.numel() <= ONE_HOT[dy.element_size()] else _by_sorting(dy, ids, V)
+    )
 
 
 def _by_one_hot(dy: Tensor, ids: Tensor, V: int) -> Tensor:
     N, C = dy.shape
     tiles = triton.cdiv(V, 64), triton.cdiv(C, 64)
-    layers = max(min(2 * gpu(dy).processors // (tiles[0] * tiles[1]), N // 256), 1)
-    length = 32 * triton.cdiv(triton.cdiv(N, layers), 32)
+    layers = max(min(4 * gpu(dy).processors // (tiles[0] * tiles[1]), N // 256), 1)
+    length = 64 * triton.cdiv(triton.cdiv(N, layers), 64)
     dtype = dy.dtype if layers == 1 else torch.float32
     sums = torch.empty((layers, V, C), dtype=dtype, device=dy.device)
     launch(
         _one_hot_kernel, (*tiles, layers), dy, ids.contiguous(), sums, N, V, C, dy.stride(0), length,
-        BLOCK_V=64, BLOCK_N=32, BLOCK_C=64, num_warps=4, num_stages=2,
+        BLOCK_V=64, BLOCK_N=64, BLOCK_C=64, num_warps=4, num_stages=3,
     )  # fmt: skip
     return (sums if layers == 1 else sum_middle(sums.view(1, layers, V * C), dy.dtype)).view(V, C)
 

@@ -26,7 +26,7 @@ from torch._subclasses import FakeTensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.checks import check_classes, check_width
-from kernels.triton.launch import check, gpu, launch, rows
+from kernels.triton.launch import check, empty, gpu, launch, rows
 from kernels.triton.matmul import dot
 
 LOG2E = tl.constexpr(1.4426950408889634)  # exp(x) = exp2(x log2 e): the GPU's instruction is exp2
@@ -122,7 +122,7 @@ def cross_entropy_backward(dy: Tensor, saved: tuple) -> Tensor:
     """-> dlogits = (softmax(logits) - one_hot(targets)) / number of targets."""
     logits, targets, lse, count, ignore_index = saved
     V, flat = logits.shape[-1], rows(logits)
-    dlogits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+    dlogits = empty(logits)
     block = min(triton.next_power_of_2(V), 4096)
     launch(
         _dlogits_kernel, (flat.shape[0] * triton.cdiv(V, block),),
@@ -139,7 +139,10 @@ def _numbers(x: Tensor, *shape: int) -> Tensor:
 def _mean(losses: Tensor, labels: Tensor, ignore_index: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The mean of the losses that count, and their number; nan and 0 where none does."""
     loss, count = losses.new_empty((), dtype=dtype), losses.new_empty(())
-    launch(_mean_kernel, (1,), losses, labels, loss, count, losses.numel(), ignore_index, BLOCK=1024)
+    launch(
+        _mean_kernel, (1,), losses, labels, loss, count, losses.numel(), ignore_index,
+        BLOCK=4096, num_warps=8,
+    )  # fmt: skip
     return loss, count
 
 
@@ -153,7 +156,8 @@ def _target_logits_kernel(
 ):  # fmt: skip
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     target = tl.load(targets_ptr + rows, mask=rows < N, other=0).to(tl.int64)
-    known = (rows < N) & (target >= 0) & (target < V)
+    ignored = target == ignore_index
+    known = (rows < N) & (target >= 0) & (target < V) & ~ignored
     picked = tl.zeros((BLOCK_N,), tl.float32)
     for start in range(0, C, BLOCK_C):
         columns = start + tl.arange(0, BLOCK_C)
@@ -162,7 +166,7 @@ def _target_logits_kernel(
         w = tl.load(weight_ptr + target[:, None] * stride_w + columns[None, :], mask=inside, other=0.0)
         picked += tl.sum(x.to(tl.float32) * w.to(tl.float32), 1)
     # exp(l - inf) = 0: with this reference an ignored row has no say in any of the sums that follow.
-    picked = tl.where(known, picked, tl.where(target == ignore_index, float("inf"), float("nan")))
+    picked = tl.where(known, picked, tl.where(ignored, float("inf"), float("nan")))
     tl.store(picked_ptr + rows, picked, mask=rows < N)
 
 
@@ -290,8 +294,8 @@ def _config(x: Tensor) -> dict:
     if x.dtype == torch.float32:  # exact products, so no tensor cores
         return dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, per_processor=4, num_warps=4, num_stages=2)
     capability = gpu(x).capability
-    if capability >= 90:
-        return dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, per_processor=1, num_warps=8, num_stages=3)
+    if capability == 90:
+        return dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, per_processor=1, num_warps=8, num_stages=4)
     if capability >= 80:
         return dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=32, per_processor=2, num_warps=4, num_stages=3)
     return dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=32, per_processor=2, num_warps=4, num_stages=2)
@@ -345,9 +349,9 @@ def _loss(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, dx=None
         )
     (V, C), N = weight.shape, targets.numel()
     x, weight, labels = _for_tma(rows(x)), _for_tma(rows(weight)), targets.reshape(-1).contiguous()
-    picked, losses, lse, reference, scale = (_numbers(x, N) for _ in range(5))
+    numbers = _numbers(x, 5, N)  # of each row: picked, losses, lse, reference, scale
     launch(
-        _target_logits_kernel, (triton.cdiv(N, 8),), x, weight, labels, picked,
+        _target_logits_kernel, (triton.cdiv(N, 8),), x, weight, labels, numbers,
         N, V, C, x.stride(0), weight.stride(0), ignore_index,
         BLOCK_N=8, BLOCK_C=min(triton.next_power_of_2(C), 512),
     )  # fmt: skip
@@ -362,24 +366,25 @@ def _loss(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, dx=None
     limit = 10.0 if x.dtype == torch.float16 else 64.0
     for start in range(0, N, size):
         R = min(size, N - start)
-        chunk, label, guess, loss, lse_, reference_, scale_ = (
-            y.narrow(0, start, R) for y in (x, labels, picked, losses, lse, reference, scale)
-        )
-        _exp_logits(chunk, weight, e, loss, guess, m, s, limit, again=False)
+        chunk, label = x.narrow(0, start, R), labels.narrow(0, start, R)
+        picked, losses, lse, reference, scale = numbers.narrow(1, start, R).unbind()
+        _exp_logits(chunk, weight, e, losses, picked, m, s, limit, again=False)
         launch(
-            _rows_kernel, (triton.cdiv(R, 16),), label, guess, m, s, loss, lse_, reference_, scale_,
+            _rows_kernel, (triton.cdiv(R, 8),), label, picked, m, s, losses, lse, reference, scale,
             chunk, x_scaled, R, C, chunk.stride(0), n_tiles, ignore_index, limit,
-            BLOCK_R=16, BLOCK_T=64, BLOCK_C=min(triton.next_power_of_2(C), 256),
+            BLOCK_R=8, BLOCK_T=128, BLOCK_C=min(triton.next_power_of_2(C), 512),
         )  # fmt: skip
         if dx is None:
             continue
-        _exp_logits(chunk, weight, e, loss, reference_, m, s, limit, again=True)
+        _exp_logits(chunk, weight, e, losses, reference, m, s, limit, again=True)
         launch(
-            _subtract_targets_kernel, (triton.cdiv(R, 128),), e, label, reference_, lse_,
+            _subtract_targets_kernel, (triton.cdiv(R, 128),), e, label, reference, lse,
             R, V, e.stride(0), ignore_index, BLOCK=128,
         )  # fmt: skip
-        _multiply_add(dx.view(N, C).narrow(0, start, R), e.narrow(0, 0, R), weight, beta=0)
-        _multiply_add(dweight, e.narrow(0, 0, R).t(), x_scaled.narrow(0, 0, R), beta=int(start > 0))
+        e_rows, x_rows = e.narrow(0, 0, R), x_scaled.narrow(0, 0, R)
+        _multiply_add(dx.view(N, C).narrow(0, start, R), e_rows, weight, beta=0)
+        _multiply_add(dweight, e_rows.t(), x_rows, beta=int(start > 0))
+    picked, losses, lse, reference, scale = numbers.unbind()
     loss, count = _mean(losses, labels, ignore_index, x.dtype)
     return loss, count, scale
 

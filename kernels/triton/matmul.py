@@ -40,14 +40,14 @@ def _matmul_kernel(
     rows = ((first + tile % (GROUP * n_n) % height) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None]
     columns = (tile % (GROUP * n_n) // height * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)[None, :]
     ks = tl.arange(0, BLOCK_K)
-    start = layer * tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT) * BLOCK_K
-    stop = min(start + tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT) * BLOCK_K, K)
+    part = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT) * BLOCK_K
+    start = layer * part
     a_ptrs = a_ptr + rows * a_row + (start + ks).to(tl.int64)[None, :] * a_column
     b_ptrs = b_ptr + (start + ks).to(tl.int64)[:, None] * b_row + columns * b_column
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for k in range(start, stop, BLOCK_K):
-        a = tl.load(a_ptrs, mask=(rows < M) & (ks[None, :] < stop - k), other=0.0)
-        b = tl.load(b_ptrs, mask=(ks[:, None] < stop - k) & (columns < N), other=0.0)
+    for k in range(start, min(start + part, K), BLOCK_K):
+        a = tl.load(a_ptrs, mask=(rows < M) & (ks[None, :] < K - k), other=0.0)
+        b = tl.load(b_ptrs, mask=(ks[:, None] < K - k) & (columns < N), other=0.0)
         total = dot(a, b, total)
         a_ptrs += BLOCK_K * a_column
         b_ptrs += BLOCK_K * b_row
@@ -77,14 +77,14 @@ def _config(a: Tensor, M: int, N: int, K: int) -> tuple[dict, int]:
     if a.dtype == torch.float32:
         config = dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, num_warps=4, num_stages=2)
     elif min(M, N) <= 64 or capability < 80:
-        config = dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, num_warps=4, num_stages=2 if capability < 80 else 3)
-    elif capability >= 90 and processors <= M * N // (128 * 256):
-        config = dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, num_warps=8, num_stages=3)
-    else:
+        config = dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, num_warps=4, num_stages=2)
+    elif capability < 90:
         config = dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=32, num_warps=4, num_stages=3)
+    else:
+        config = dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=64, num_warps=8, num_stages=3)
     tiles = triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"])
     # A part has at least 512 terms: shorter ones cost more to add up than they save.
-    return config, max(min(2 * processors // max(tiles, 1), K // 512), 1)
+    return config, max(min(triton.cdiv(2 * processors, max(tiles, 1)), K // 512), 1)
 
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None):
@@ -103,6 +103,11 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None):
 def linear_backward(dy: Tensor, saved: tuple):
     """-> dx, dweight, dbias (None without a bias)."""
     x, weight, has_bias = saved
+    check("linear", dy, x, weight)
+    if dy.shape != (*x.shape[:-1], weight.shape[0]):
+        raise ValueError(
+            f"linear: x {tuple(x.shape)} and weight {tuple(weight.shape)} have no gradient {tuple(dy.shape)}."
+        )
     flat = rows(dy)
     dx = _matmul(flat, weight).view(x.shape)
     dweight = _matmul(flat.t(), rows(x))

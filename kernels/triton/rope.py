@@ -4,13 +4,12 @@ The rotation back is the same kernel with the sine's sign changed, and a program
 writes it, so the result may take the input's place.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_rope
-from kernels.triton.launch import check, launch
+from kernels.triton.launch import check, empty, launch
 
 
 @triton.jit
@@ -57,14 +56,14 @@ def rope_forward(x: Tensor, cos: Tensor, sin: Tensor):
     """
     check_rope(x, cos, sin)
     check("rope", x, cos, sin)
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    return _rotate(x, cos, sin, y, inverse=False), (cos, sin)
+    return _rotate(x, cos, sin, empty(x), inverse=False), (cos, sin)
 
 
 def rope_backward(dy: Tensor, saved: tuple) -> Tensor:
     """-> dx: a rotation's transpose is the rotation back."""
-    dx = torch.empty(dy.shape, dtype=dy.dtype, device=dy.device)
-    return _rotate(dy, *saved, dx, inverse=True)
+    check_rope(dy, *saved)
+    check("rope", dy, *saved)
+    return _rotate(dy, *saved, empty(dy), inverse=True)
 
 
 def rope_(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool = False) -> Tensor:
