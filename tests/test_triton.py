@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,6 @@ OURS = [name for name, operation in OPERATIONS.items() if "triton" in operation.
 CASES = [case for case in CASES if case.operation in OURS]
 FIRST = {case.operation: case for case in reversed(CASES)}  # one case of each operation
 DTYPES = [dtype for dtype in TOLERANCE if dtype != torch.float64]
-GPUS = ("T4", "A100", "L4", "H100", "B200")
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -225,6 +225,59 @@ def test_a_residual_of_another_shape_is_refused():
         norms.add_rmsnorm_forward(drawn(2, 8), drawn(8), drawn(8), 1e-5)
 
 
+def test_gradients_of_another_shape_are_refused():
+    y, saved = softmax.softmax_forward(drawn(3, 8))
+    with pytest.raises(ValueError, match=r"shape \(3, 8\) has no gradient \(2, 8\)"):
+        softmax.softmax_backward(drawn(2, 8), saved)
+    y, saved = norms.rmsnorm_forward(drawn(3, 8), drawn(8), 1e-5)
+    with pytest.raises(ValueError, match=r"shape \(3, 8\) has no gradient \(2, 8\)"):
+        norms.rmsnorm_backward(drawn(2, 8), saved)
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", FIRST.values(), ids=str)
+def test_a_cuda_graph_replays_an_operation(case):
+    """Nothing in a call waits for the GPU or looks at its results; captured, it computes anew from its inputs."""
+    inputs = arguments(case, torch.float32, "cuda")
+    run_pair("triton", case, inputs)  # compiles
+    forward, backward = kernels.pair("triton", case.operation)
+    dy = tuple(draw_like(out, seed) for seed, out in enumerate(run_pair("triton", case, inputs)[0]))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y, saved = forward(*inputs)
+        gradients = backward(dy if len(dy) > 1 else dy[0], saved)
+    for x in inputs:
+        if isinstance(x, torch.Tensor) and x.is_floating_point():
+            x.mul_(0.5)
+    graph.replay()
+    expected_y, expected = run_pair("triton", case, inputs)
+    for a, b in zip((*outputs(y), *outputs(gradients)), (*expected_y, *expected), strict=True):
+        assert a is b is None or torch.equal(a, b)
+
+
+@pytest.mark.gpu
+def test_large_tensors_are_deterministic():
+    """Many programs, many partial sums: the bits do not depend on which program is first."""
+    x, dy, weight = drawn(5000, 1000), drawn(5000, 1000, seed=1), drawn(1000, seed=2)
+    _, saved = norms.layernorm_forward(x, weight, weight, 1e-5)
+    first = norms.layernorm_backward(dy, saved)
+    for _ in range(20):
+        for a, b in zip(first, norms.layernorm_backward(dy, saved), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_kernels_run_where_the_tensors_are():
+    x, weight = drawn(4, 8).to("cuda:1"), drawn(8).to("cuda:1")
+    y, _ = norms.rmsnorm_forward(x, weight, 1e-5)
+    assert y.device == x.device and torch.cuda.current_device() == 0
+    torch.testing.assert_close(y, reference.rmsnorm_forward(x, weight, 1e-5)[0])
+
+
 def run_without_interpreter(*arguments: str) -> subprocess.CompletedProcess:
     tests = Path(__file__).parent
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -248,17 +301,22 @@ def test_tensors_on_the_cpu_without_the_interpreter_are_refused():
 # Compiled for every GPU
 
 
+@pytest.fixture(scope="module")
+def compilations():
+    """By GPU, what `compile_for_gpus.py` will print for it: two of them at a time."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        yield {gpu: pool.submit(run_without_interpreter, "tests/compile_for_gpus.py", gpu) for gpu in GPUS}
+
+
 @pytest.mark.parametrize("gpu", GPUS)
-def test_every_kernel_compiles_for_every_gpu(gpu):
+def test_every_kernel_compiles_for_every_gpu(gpu, compilations):
     """Exactly what the operations would launch there, within the shared memory that there is."""
-    finished = run_without_interpreter("tests/compile_for_gpus.py", gpu)
+    finished = compilations[gpu].result()
     assert finished.returncode == 0, finished.stderr
     launches = [json.loads(line) for line in finished.stdout.splitlines()]
-    from kernels.triton.ahead import GPUS as LIMITS
-
     assert {launch["what"].split("-")[0] for launch in launches} == set(OURS)
     for launch in launches:
         assert launch["machine_code"] > 0
-        assert launch["shared"] <= LIMITS[gpu].shared, launch
+        assert launch["shared"] <= GPUS[gpu].shared, launch
         if launch["what"] == "rmsnorm-wide bfloat16" and launch["kernel"] == "_norm_forward":
             assert launch["loads"] == 4, "a row must be loaded once: two loads of x and two of the weight"
