@@ -202,8 +202,10 @@ def test_a_transformer_has_the_references_gradients(name):
     ]
     (loss, gradients), (expected_loss, expected) = results
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-5)
-    for parameter in expected:
-        error = (gradients[parameter] - expected[parameter]).norm() / expected[parameter].norm()
+    # Softmax does not see a bias of the keys: its gradient is zero, and what is computed is all rounding.
+    least = 1e-3 * max(gradient.norm() for gradient in expected.values())
+    for parameter, gradient in expected.items():
+        error = (gradients[parameter] - gradient).norm() / max(gradient.norm(), least)
         assert error < 1e-4, parameter
 
 
