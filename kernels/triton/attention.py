@@ -47,7 +47,11 @@ TILES = {
         DKV: {64: (64, 32, 4, 1, None), 128: (32, 32, 4, 1, None), 256: (16, 32, 4, 1, None)},
     },
     # Triton does not use a T4's tensor cores. A number of a tile takes many instructions there: small tiles.
-    "T4": {kernel: {128: (32, 32, 8, 1, None), 256: (16, 16, 8, 1, None)} for kernel in (FORWARD, DQ, DKV)},
+    "T4": {
+        FORWARD: {128: (32, 32, 8, 1, None), 256: (16, 16, 8, 1, None)},
+        DQ: {128: (32, 32, 8, 1, None), 256: (16, 16, 8, 1, None)},
+        DKV: {64: (32, 32, 8, 1, None), 128: (16, 32, 8, 1, None), 256: (16, 16, 2, 1, None)},
+    },
     "interpreter": {kernel: {WIDEST_HEAD: (32, 32, 4, 1, None)} for kernel in (FORWARD, DQ, DKV)},
 }
 
