@@ -176,7 +176,7 @@ def attention_backward(dy: Tensor, saved: tuple):
 
     q, scale, sign = _nonnegative(q, softmax_scale)
     here = gpu(q)
-    descriptors = _by_copy_engine(here, T, S, q, k, v, dy)
+    descriptors = _by_copy_engine(here, T, S, q, k, v, y, dy)
     numbers = (H, H // H_kv, T, S, lse.shape[2], min(window or 0, S), scale * LOG2_E.value, scale)
     choices = (D, causal, window is not None, _precision(here))
 
@@ -190,7 +190,7 @@ def attention_backward(dy: Tensor, saved: tuple):
         _heads(q, BLOCK_M) if descriptors else q, q.stride(),
         _heads(k, BLOCK_N) if descriptors else k, k.stride(),
         _heads(v, BLOCK_N) if descriptors else v, v.stride(),
-        sink, 0 if sink is None else sink.stride(0), y, lse,
+        sink, 0 if sink is None else sink.stride(0), _heads(y, BLOCK_M) if descriptors else y, lse,
         _heads(dy, BLOCK_M) if descriptors else dy, dy.stride(), delta, dsink,
         *numbers, *choices, BLOCK_M, BLOCK_N,
         **_options(*options),
