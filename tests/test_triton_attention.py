@@ -255,7 +255,7 @@ def test_descriptors_fetch_the_same_tiles(monkeypatch, D):
     made = copied_by_hardware(monkeypatch)
     for a, b in zip(both_passes(attention, *inputs), expected, strict=True):
         assert torch.equal(a, b)
-    assert len(made) == 3 + 4 + 6  # q, k, v; and dy; and lse, delta
+    assert len(made) == 3 + 5 + 6  # q, k, v; and y, dy; and lse, delta
 
 
 def test_layouts_that_descriptors_cannot_describe_are_fetched_by_pointers(monkeypatch):
@@ -269,6 +269,9 @@ def test_layouts_that_descriptors_cannot_describe_are_fetched_by_pointers(monkey
     ):
         assert_equals_reference(q, k, v)
     assert not made
+    q, k, v = (x[..., :12] for x in qkv(1, 20, 20, 1, 1, 16, dtype=torch.float16))
+    assert_equals_reference(q, k, v)
+    assert len(made) == 3  # the inputs' rows begin at multiples of 32 bytes, those of y of 24
 
 
 @pytest.mark.gpu
