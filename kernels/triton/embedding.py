@@ -17,7 +17,7 @@ from kernels.triton.launch import check, gpu, launch, rows
 from kernels.triton.matmul import dot
 
 PIECE = 32  # sorted tokens that are summed together where they have one id
-# Tokens times rows of the table up to which a matrix product is faster than sorting, by bytes of a number:
+# Tokens times rows of the table up to which the matrix product is taken, by bytes of a number:
 # fp32 products do without tensor cores.
 ONE_HOT = {2: 2**23, 4: 2**20}
 
