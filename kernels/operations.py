@@ -56,7 +56,7 @@ OPERATIONS = {
         _operation("gelu", "x", "x", engines=_SOON),
         _operation("swiglu", "gate up", "gate up", engines=_SOON),
         _operation("softmax", "x", "x"),
-        _operation("attention", "q k v sink causal window softmax_scale", "q k v sink", engines=_SOON),
+        _operation("attention", "q k v sink causal window softmax_scale", "q k v sink"),
         _operation("cross_entropy", "logits targets ignore_index", "logits", engines=_SOON),
         _operation("linear_cross_entropy", "x weight targets ignore_index", "x weight", engines=_SOON),
     )

@@ -4,6 +4,7 @@ One file a family; `launch` holds what they share. With `TRITON_INTERPRET=1` in 
 is imported, the same kernels run on the CPU, one program after the other.
 """
 
+from kernels.triton.attention import attention_backward, attention_forward  # noqa: F401
 from kernels.triton.norms import (  # noqa: F401
     add_layernorm_backward,
     add_layernorm_forward,
