@@ -1,0 +1,87 @@
+"""Compile what every operation of the triton engine would launch on a GPU that is not here.
+
+`python tests/compile_for_gpus.py T4` prints one JSON line a launch: operation, kernel, the shared memory it
+asks for, and how many loads from global memory its PTX has. It is a program of its own, because a process
+that interprets Triton's kernels cannot compile them.
+"""
+
+import json
+import sys
+
+import torch
+from operation_cases import IGNORED, Case, Ids, outputs
+
+import kernels
+from kernels.triton.ahead import GPUS, compiling
+
+# Sizes of real models, where tests on values are tiny: one line for each configuration worth compiling.
+CASES = [
+    Case("rmsnorm", ((4096, 64), (64,), 1e-5), "narrow"),
+    Case("rmsnorm", ((4096, 4096), (4096,), 1e-5), "wide"),
+    Case("rmsnorm", ((4096, 20000), (20000,), 1e-5), "blocks"),
+    Case("add_rmsnorm", ((4096, 768), (4096, 768), (768,), 1e-5), "gpt"),
+    Case("layernorm", ((4096, 768), (768,), (768,), 1e-5), "gpt"),
+    Case("add_layernorm", ((4096, 8192), (4096, 8192), (8192,), (8192,), 1e-5), "wide"),
+    Case("softmax", ((4096, 1000),), "odd"),
+    Case("softmax", ((4096, 50304),), "blocks"),
+    Case("embedding", (Ids((4, 1024), 50304), (50304, 768)), "gpt"),
+    Case("linear", ((4, 1024, 768), (3072, 768), (3072,)), "gpt"),
+    Case("add", ((4, 1024, 768), (4, 1024, 768)), "same"),
+    Case("add", ((4, 1024, 768), (1024, 768)), "positions"),
+    Case("mul", ((4, 1024, 768), (4, 1024, 768)), "same"),
+    Case("rope", ((4, 1024, 12, 64), (1024, 32), (1024, 32)), "gpt"),
+    Case("gelu", ((4, 1024, 3072),), "gpt"),
+    Case("swiglu", ((4, 1024, 2048), (4, 1024, 2048)), "gpt"),
+    *(
+        Case("attention", (*[(2, 1024, 4, D)] * 3, None, True, None, None), f"causal-{D}")
+        for D in (16, 64, 128, 256)
+    ),
+    Case("attention", ((2, 1024, 4, 64), *[(2, 1024, 2, 64)] * 2, (4,), True, 256, None), "everything"),
+    Case("attention", ((2, 100, 4, 64), *[(2, 1000, 4, 64)] * 2, None, False, None, None), "full"),
+    Case("cross_entropy", ((4096, 50304), Ids((4096,), 50304), IGNORED), "gpt"),
+    Case("linear_cross_entropy", ((4096, 768), (50304, 768), Ids((4096,), 50304), IGNORED), "gpt"),
+]
+
+
+def dtypes(gpu: str) -> list[torch.dtype]:
+    """What models are trained in there: a T4 has no bfloat16."""
+    return [torch.float16 if gpu == "T4" else torch.bfloat16, torch.float32]
+
+
+def main(gpu: str) -> None:
+    for case in CASES:
+        if "triton" not in kernels.operations.OPERATIONS[case.operation].engines:
+            continue
+        forward, backward = kernels.pair("triton", case.operation)
+        for dtype in dtypes(gpu):
+            with compiling(GPUS[gpu]) as compiled:
+                y, saved = forward(*shapes_only(case, dtype))
+                dy = tuple(torch.empty_like(out) for out in outputs(y))
+                backward(dy if len(dy) > 1 else dy[0], saved)
+            for name, kernel, _ in compiled:
+                print(
+                    json.dumps(
+                        {
+                            "what": f"{case} {str(dtype)[6:]}",
+                            "kernel": name,
+                            "machine_code": len(kernel.asm["cubin"]),
+                            "shared": kernel.metadata.shared,
+                            "loads": kernel.asm["ptx"].count("ld.global"),
+                        }
+                    )
+                )
+
+
+def shapes_only(case: Case, dtype: torch.dtype) -> tuple:
+    """The inputs of a case on a GPU, without data: called where PyTorch makes fake tensors."""
+
+    def make(spec):
+        if isinstance(spec, Ids):
+            return torch.empty(spec.shape, dtype=torch.int64, device="cuda")
+        return torch.empty(spec, dtype=dtype, device="cuda") if isinstance(spec, tuple) else spec
+
+    return tuple(make(spec) for spec in case.inputs)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,264 @@
+"""The triton engine: values, gradients and errors, in the interpreter or on this machine's GPU; and every
+kernel compiled for every GPU that the course is taken on."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from operation_cases import CASES, TOLERANCE, arguments, draw_like, outputs, run_pair
+from operation_cases import assert_equals_float64_reference as assert_equals_reference
+from torch._subclasses import FakeTensorMode
+
+import kernels
+from course.config import preset
+from course.device import DEVICE
+from course.initial import initial_weights
+from course.model import Transformer
+from kernels.autograd import bind
+from kernels.operations import OPERATIONS
+
+pytest.importorskip("triton", reason="Triton has no package for this platform")
+
+from kernels.triton import norms, softmax
+
+OURS = [name for name, operation in OPERATIONS.items() if "triton" in operation.engines]
+CASES = [case for case in CASES if case.operation in OURS]
+FIRST = {case.operation: case for case in reversed(CASES)}  # one case of each operation
+DTYPES = [dtype for dtype in TOLERANCE if dtype != torch.float64]
+GPUS = ("T4", "A100", "L4", "H100", "B200")
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    numbers = np.random.default_rng(seed).standard_normal(shape)
+    return torch.from_numpy(numbers).float().to(DEVICE)
+
+
+# Values
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_triton_equals_float64_reference(case, dtype):
+    assert_equals_reference("triton", case, arguments(case, dtype, DEVICE), dtype)
+
+
+@pytest.mark.parametrize("case", FIRST.values(), ids=str)
+def test_the_layout_of_output_gradients_does_not_matter(case):
+    """Gaps between features, and one number for all of them, as `y.sum().backward()` makes it."""
+    forward, backward = kernels.pair("triton", case.operation)
+    y, saved = forward(*arguments(case, torch.float32, DEVICE))
+    y = outputs(y)
+
+    def gaps(x):
+        return torch.stack((x, x), dim=-1)[..., 0]
+
+    def alike(x):
+        return torch.ones((), device=DEVICE).expand(x.shape)
+
+    for layout in (gaps, alike):
+        dy = tuple(layout(draw_like(out, seed)) for seed, out in enumerate(y))
+        dense = tuple(d.contiguous() for d in dy)
+        got = outputs(backward(dy if len(y) > 1 else dy[0], saved))
+        expected = outputs(backward(dense if len(y) > 1 else dense[0], saved))
+        for a, b in zip(got, expected, strict=True):
+            assert a is b is None or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("case", FIRST.values(), ids=str)
+def test_two_runs_give_the_same_bits_and_modify_nothing(case):
+    inputs = arguments(case, torch.float32, DEVICE)
+    before = [x.clone() if isinstance(x, torch.Tensor) else x for x in inputs]
+    first, second = run_pair("triton", case, inputs), run_pair("triton", case, inputs)
+    for a, b in zip((*first[0], *first[1]), (*second[0], *second[1]), strict=True):
+        assert a is b is None or torch.equal(a, b)
+    for old, new in zip(before, inputs, strict=True):
+        assert torch.equal(old, new) if isinstance(old, torch.Tensor) else old == new
+
+
+@pytest.mark.parametrize("C", [1, 5, 16, 17, 40])
+@pytest.mark.parametrize("n", [1, 7])
+def test_rows_wider_than_a_program(monkeypatch, n, C):
+    """The widest block made 16 columns: rows of one block, of one full block, and of several."""
+    monkeypatch.setattr(norms, "WIDEST", 16)
+    monkeypatch.setattr(softmax, "WIDEST", 16)
+    x, residual, dy, dh = (drawn(n, C, seed=seed) for seed in range(4))
+    weight, bias = drawn(C, seed=4), drawn(C, seed=5)
+    for operation, inputs, d in (
+        ("rmsnorm", (x, weight, 1e-5), dy),
+        ("layernorm", (x, weight, bias, 0.1), dy),  # of one column x - μ is 0: do not divide by √ε ≈ 0
+        ("add_rmsnorm", (x, residual, weight, 1e-5), (dy, dh)),
+        ("add_layernorm", (x, residual, weight, bias, 0.1), (dy, dh)),
+        ("softmax", (x,), dy),
+    ):
+        results = []
+        for engine in ("triton", "reference"):
+            forward, backward = kernels.pair(engine, operation)
+            y, saved = forward(*inputs)
+            results.append((*outputs(y), *outputs(backward(d, saved))))
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("widest", [16, 32768])
+def test_softmax_of_masked_scores(monkeypatch, widest):
+    monkeypatch.setattr(softmax, "WIDEST", widest)
+    x = torch.full((2, 40), -torch.inf, device=DEVICE)
+    x[0, 30], x[1, 2], x[1, 39] = 1.0, 3e4, 3e4 + 1
+    torch.testing.assert_close(softmax.softmax_forward(x)[0], torch.softmax(x, -1))
+
+
+# Under autograd and compilers
+
+
+@pytest.mark.parametrize("case", FIRST.values(), ids=str)
+def test_bound_operations_have_the_pairs_gradients(case):
+    operation = OPERATIONS[case.operation]
+    inputs = arguments(case, torch.float32, DEVICE)
+    live = tuple(
+        x.clone().requires_grad_() if name in operation.differentiable and x is not None else x
+        for name, x in zip(operation.inputs, inputs, strict=True)
+    )
+    expected_y, expected = run_pair("triton", case, inputs)
+    y = outputs(getattr(bind("triton"), case.operation)(*live))
+    torch.autograd.backward(y, [draw_like(out, seed) for seed, out in enumerate(y)])
+    for a, b in zip(y, expected_y, strict=True):
+        assert torch.equal(a.detach(), b)
+    leaves = [x for name, x in zip(operation.inputs, live, strict=True) if name in operation.differentiable]
+    for x, gradient in zip(leaves, expected, strict=True):
+        assert x is gradient is None or torch.equal(x.grad, gradient)
+
+
+@pytest.mark.parametrize("case", FIRST.values(), ids=str)
+def test_custom_ops_pass_pytorchs_own_inspection(case):
+    bind("triton")
+    inputs = [
+        x.requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+        for x in arguments(case, torch.float32, DEVICE)
+    ]
+    torch.library.opcheck(getattr(torch.ops.course_triton, case.operation).default, inputs)
+
+
+def test_under_torch_compile_the_gradients_stay():
+    ops = bind("triton")
+
+    def f(x, weight):
+        y, h = ops.add_rmsnorm(x, x * x, weight, 1e-5)
+        return (ops.softmax(y) * h).sum()
+
+    x, weight = drawn(3, 8).requires_grad_(), torch.linspace(0.5, 1.5, 8, device=DEVICE, requires_grad=True)
+    eager = torch.autograd.grad(f(x, weight), (x, weight))
+    compiled = torch.autograd.grad(
+        torch.compile(f, fullgraph=True, backend="aot_eager")(x, weight), (x, weight)
+    )
+    for a, b in zip(eager, compiled, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("case", FIRST.values(), ids=str)
+def test_tensors_without_data_launch_nothing_and_tell_the_shapes(case):
+    inputs = arguments(case, torch.float32, DEVICE)
+    y, gradients = run_pair("triton", case, inputs)
+    mode = FakeTensorMode()
+    forward, backward = kernels.pair("triton", case.operation)
+    with mode:
+        fake = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs]
+        fake_y, saved = forward(*fake)
+        dy = tuple(torch.empty_like(out) for out in outputs(fake_y))
+        fake_gradients = backward(dy if len(dy) > 1 else dy[0], saved)
+    for real, shape in zip((*y, *gradients), (*outputs(fake_y), *outputs(fake_gradients)), strict=True):
+        assert real is shape is None or (real.shape, real.dtype) == (shape.shape, shape.dtype)
+
+
+@pytest.mark.skipif(len(OURS) < len(OPERATIONS), reason="a whole model needs every operation")
+@pytest.mark.parametrize("name", ["modern", "gpt2"])
+def test_a_transformer_has_the_references_gradients(name):
+    config = preset(name, vocab_size=31, context_length=12, n_layer=2, n_head=2, d_model=32)
+    weights = initial_weights(config, seed=1)
+    ids = torch.from_numpy(np.random.default_rng(3).integers(0, 31, (2, 12))).to(DEVICE)
+    results = [
+        Transformer(config, engine, weights=weights, device=DEVICE).loss_and_gradients(
+            ids[:, :-1], ids[:, 1:]
+        )
+        for engine in ("triton", "reference")
+    ]
+    (loss, gradients), (expected_loss, expected) = results
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-5)
+    for parameter in expected:
+        error = (gradients[parameter] - expected[parameter]).norm() / expected[parameter].norm()
+        assert error < 1e-4, parameter
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("case", FIRST.values(), ids=str)
+def test_dtypes_that_kernels_do_not_have_are_refused(case):
+    forward, _ = kernels.pair("triton", case.operation)
+    with pytest.raises(TypeError, match=rf"{case.operation}: .*float64"):
+        forward(*arguments(case, torch.float64, DEVICE))
+
+
+@pytest.mark.parametrize("case", FIRST.values(), ids=str)
+def test_tensors_on_two_devices_are_refused(case):
+    inputs = list(arguments(case, torch.float32, DEVICE))
+    tensors = [i for i, x in enumerate(inputs) if isinstance(x, torch.Tensor)]
+    if len(tensors) == 1:
+        pytest.skip("one tensor is on one device")
+    inputs[tensors[-1]] = inputs[tensors[-1]].to("meta")
+    with pytest.raises(ValueError, match=rf"{case.operation}: tensors on .*meta"):
+        kernels.pair("triton", case.operation)[0](*inputs)
+
+
+def test_dtypes_are_not_mixed():
+    x, weight = drawn(2, 8), drawn(8).bfloat16()
+    with pytest.raises(TypeError, match=r"float32 and of torch\.bfloat16; convert all to one dtype"):
+        norms.rmsnorm_forward(x, weight, 1e-5)
+
+
+def test_a_residual_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"x \(2, 8\) and residual \(8,\) differ"):
+        norms.add_rmsnorm_forward(drawn(2, 8), drawn(8), drawn(8), 1e-5)
+
+
+def run_without_interpreter(*arguments: str) -> subprocess.CompletedProcess:
+    tests = Path(__file__).parent
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join((str(tests.parent), str(tests)))
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd=tests.parent, capture_output=True, text=True
+    )
+
+
+def test_tensors_on_the_cpu_without_the_interpreter_are_refused():
+    program = (
+        "import torch, kernels\n"
+        "try: kernels.engine('triton').rmsnorm_forward(torch.ones(2, 8), torch.ones(8), 1e-5)\n"
+        "except RuntimeError as error: print(error)"
+    )
+    finished = run_without_interpreter("-c", program)
+    assert "rmsnorm: Triton's kernels run on a GPU" in finished.stdout, finished.stderr
+    assert "TRITON_INTERPRET=1" in finished.stdout
+
+
+# Compiled for every GPU
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_every_kernel_compiles_for_every_gpu(gpu):
+    """Exactly what the operations would launch there, within the shared memory that there is."""
+    finished = run_without_interpreter("tests/compile_for_gpus.py", gpu)
+    assert finished.returncode == 0, finished.stderr
+    launches = [json.loads(line) for line in finished.stdout.splitlines()]
+    from kernels.triton.ahead import GPUS as LIMITS
+
+    assert {launch["what"].split("-")[0] for launch in launches} == set(OURS)
+    for launch in launches:
+        assert launch["machine_code"] > 0
+        assert launch["shared"] <= LIMITS[gpu].shared, launch
+        if launch["what"] == "rmsnorm-wide bfloat16" and launch["kernel"] == "_norm_forward":
+            assert launch["loads"] == 4, "a row must be loaded once: two loads of x and two of the weight"
