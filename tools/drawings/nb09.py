@@ -236,7 +236,7 @@ def heads() -> Figure:
         _block(ax, middle - 0.7, 1.1, 1.4, 0.5, ORANGE, f"k {j}, v {j}")
     _text(ax, 0.1, 2.35, "query heads", 10, ha="left")
     _text(ax, 0.1, 0.85, "head h // G", 10, ha="left")
-    words = "Forward, four query heads load the same tiles. Backward, the program of the keys sums over the four."
+    words = "Forward, four query heads load the same tiles. Backward, the keys' program sums over the four."
     _text(ax, 0.1, 0.25, words, 9.5, ha="left", color=FAINT)
     return figure
 
