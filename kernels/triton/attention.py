@@ -1,6 +1,6 @@
 """Attention as FlashAttention-2 (Dao, 2023): what is checked, chosen and launched around its three kernels.
 
-The kernels, and the derivation, are in `attention_forward` and `attention_backward`.
+The kernels, and the derivation, are in `flash_forward` and `flash_backward`.
 """
 
 import torch
@@ -9,8 +9,8 @@ from torch._subclasses import FakeTensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.checks import check_attention
-from kernels.triton.attention_backward import _dkv_kernel, _dq_kernel
-from kernels.triton.attention_forward import LOG2_E, _forward_kernel
+from kernels.triton.flash_backward import _dkv_kernel, _dq_kernel
+from kernels.triton.flash_forward import LOG2_E, _forward_kernel
 from kernels.triton.launch import INTERPRETED, Gpu, check, gpu, launch
 
 WIDEST_HEAD = 256
@@ -18,12 +18,23 @@ COPY_ENGINE = 90  # compute capability (times ten) from which tensor descriptors
 LARGE = 512 * 512  # scores a head from which the gain of descriptors covers the time to make them
 
 # (BLOCK_M, BLOCK_N, num_warps, num_stages, maxnreg) by the width of a head that they go up to. Those of the
-# H100 are the fastest of a sweep on one; the others fit the GPU's shared memory and its registers.
+# H100 are the fastest of a sweep on one. The others have been compiled, not timed: they fit the shared memory
+# and, most of them, the registers of the GPU (A100 stands for an L4 too, and H100 for a B200).
 FORWARD, DQ, DKV = "forward", "dq", "dkv"
 TILES = {
     "H100": {
-        FORWARD: {64: (64, 128, 4, 2, None), 128: (64, 64, 4, 3, None), 256: (128, 64, 8, 2, None)},
-        DQ: {64: (128, 64, 4, 3, None), 128: (128, 64, 8, 3, None), 256: (64, 64, 8, 2, None)},
+        FORWARD: {
+            32: (128, 64, 4, 3, None),
+            64: (64, 128, 4, 2, None),
+            128: (64, 64, 4, 3, None),
+            256: (128, 64, 8, 2, None),
+        },
+        DQ: {
+            32: (64, 64, 4, 3, None),
+            64: (128, 64, 4, 3, None),
+            128: (128, 64, 8, 3, None),
+            256: (64, 32, 4, 2, None),
+        },
         DKV: {64: (64, 64, 4, 2, 168), 128: (64, 64, 4, 2, None), 256: (32, 64, 8, 2, None)},
     },
     "A100": {
@@ -31,16 +42,15 @@ TILES = {
         DQ: {64: (64, 64, 4, 3, None), 128: (64, 32, 4, 2, None), 256: (32, 32, 4, 2, None)},
         DKV: {64: (32, 64, 4, 3, None), 128: (32, 64, 4, 2, None), 256: (16, 64, 8, 2, None)},
     },
-    "T4": {
-        FORWARD: {64: (64, 64, 4, 1, None), 128: (64, 32, 4, 1, None), 256: (32, 32, 4, 1, None)},
-        DQ: {64: (64, 32, 4, 1, None), 128: (32, 32, 4, 1, None), 256: (16, 32, 4, 1, None)},
-        DKV: {64: (32, 64, 4, 1, None), 128: (32, 32, 4, 1, None), 256: (16, 32, 4, 1, None)},
-    },
-    # float32 is multiplied without tensor cores, which would round its factors to 10 bits
     "float32": {
-        FORWARD: {64: (64, 32, 4, 1, None), 128: (32, 32, 4, 1, None), 256: (16, 32, 4, 1, None)},
-        DQ: {64: (32, 32, 4, 1, None), 128: (32, 16, 4, 1, None), 256: (16, 16, 4, 1, None)},
-        DKV: {64: (32, 32, 4, 1, None), 128: (16, 32, 4, 1, None), 256: (16, 16, 4, 1, None)},
+        FORWARD: {64: (64, 64, 4, 2, None), 128: (32, 32, 8, 1, None), 256: (16, 16, 4, 1, None)},
+        DQ: {64: (32, 32, 4, 1, None), 128: (32, 32, 8, 1, None), 256: (16, 16, 4, 1, None)},
+        DKV: {64: (32, 32, 4, 1, None), 128: (32, 32, 8, 1, None), 256: (16, 16, 4, 1, None)},
+    },
+    # Triton does not use a T4's tensor cores. A number of a tile takes many instructions there: small tiles.
+    "T4": {
+        kernel: {64: (32, 32, 8, 1, None), 128: (16, 16, 8, 1, None), 256: (16, 16, 2, 1, None)}
+        for kernel in (FORWARD, DQ, DKV)
     },
     "interpreter": {kernel: {WIDEST_HEAD: (32, 32, 4, 1, None)} for kernel in (FORWARD, DQ, DKV)},
 }
@@ -49,11 +59,20 @@ TILES = {
 def _tiles(kernel: str, here: Gpu, dtype: torch.dtype, D: int) -> tuple:
     if INTERPRETED:
         table = "interpreter"
+    elif here.capability < 80:
+        table = "T4"
     elif dtype == torch.float32:
         table = "float32"
     else:
-        table = "T4" if here.capability < 80 else "A100" if here.capability < COPY_ENGINE else "H100"
+        table = "A100" if here.capability < COPY_ENGINE else "H100"
     return next(tiles for width, tiles in TILES[table][kernel].items() if width >= D)
+
+
+def _precision(here: Gpu) -> str:
+    """How float32 is multiplied. Tensor cores would round factors to 10 bits (TF32); but three such products,
+    of the leading parts and of what was cut off, add up to float32 again. On an H100, T = 2048, D = 64, the
+    largest relative error was 6e-7, against 1e-6 by ordinary multiply-adds, in a fifth of the time."""
+    return "tf32x3" if here.capability >= 80 else "ieee"
 
 
 def _options(warps: int, stages: int, registers: int | None) -> dict:
@@ -76,17 +95,21 @@ def _by_copy_engine(here: Gpu, T: int, S: int, *tensors: Tensor) -> bool:
     )
 
 
-def _heads(x: Tensor, BLOCK: int) -> TensorDescriptor:
-    """`(B, T, H, D)` as a descriptor `(B, H, T, D)` of tiles `(1, 1, BLOCK, D rounded up)`."""
-    (B, T, H, D), strides = x.shape, x.stride()
-    width = max(16, 1 << (D - 1).bit_length())
-    return TensorDescriptor(x, [B, H, T, D], [strides[0], strides[2], strides[1], 1], [1, 1, BLOCK, width])
+def _heads(x: Tensor, BLOCK: int, descriptors: bool) -> tuple:
+    """What a kernel fetches tiles of x `(B, T, H, D)` from, and x's strides: x itself, or the descriptor of
+    a `(B, H, T, D)` made of tiles `(1, 1, BLOCK, D rounded up)`."""
+    strides = x.stride()
+    if not descriptors:
+        return x, strides
+    (B, T, H, D), width = x.shape, max(16, 1 << (x.shape[3] - 1).bit_length())
+    shape, order = [B, H, T, D], [strides[0], strides[2], strides[1], 1]
+    return TensorDescriptor(x, shape, order, [1, 1, BLOCK, width]), strides
 
 
-def _numbers(x: Tensor, T: int, BLOCK: int) -> TensorDescriptor:
-    """`(B, H, T_padded)` as a descriptor `(B H, T)` of tiles `(1, BLOCK)`."""
+def _per_query(x: Tensor, T: int, BLOCK: int, descriptors: bool) -> Tensor | TensorDescriptor:
+    """x `(B, H, T_padded)` itself, or the descriptor of a `(B H, T)` made of tiles `(1, BLOCK)`."""
     B, H, T_padded = x.shape
-    return TensorDescriptor(x, [B * H, T], [T_padded, 1], [1, BLOCK])
+    return TensorDescriptor(x, [B * H, T], [T_padded, 1], [1, BLOCK]) if descriptors else x
 
 
 def _nonnegative(q: Tensor, softmax_scale: float) -> tuple[Tensor, float, int]:
@@ -120,24 +143,24 @@ def attention_forward(
     if S == 0 and sink is None:
         raise ValueError("attention: a softmax over no keys; give at least one key, or a sink.")
     softmax_scale = D**-0.5 if softmax_scale is None else softmax_scale
-    y = torch.empty((B, T, H, D), dtype=q.dtype, device=q.device)
+    y = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty((B, H, -(-T // 4) * 4), dtype=torch.float32, device=q.device)
     saved = (q, k, v, sink, y, lse, causal, window, softmax_scale)
 
     q, scale, _ = _nonnegative(q, softmax_scale)
     here = gpu(q)
     BLOCK_M, BLOCK_N, *options = _tiles(FORWARD, here, q.dtype, D)
-    descriptors = _by_copy_engine(here, T, S, k, v)
+    descriptors = _by_copy_engine(here, T, S, q, k, v)
     launch(
         _forward_kernel,
         (-(-T // BLOCK_M) * B * H,),
         y,
-        q, q.stride(),
-        _heads(k, BLOCK_N) if descriptors else k, k.stride(),
-        _heads(v, BLOCK_N) if descriptors else v, v.stride(),
+        *_heads(q, BLOCK_M, descriptors),
+        *_heads(k, BLOCK_N, descriptors),
+        *_heads(v, BLOCK_N, descriptors),
         sink, 0 if sink is None else sink.stride(0), lse,
         H, H // H_kv, T, S, lse.shape[2], min(window or 0, S), scale * LOG2_E.value,
-        D, causal, window is not None, "ieee", BLOCK_M, BLOCK_N,
+        D, causal, window is not None, _precision(here), BLOCK_M, BLOCK_N,
         **_options(*options),
     )  # fmt: skip
     return y, saved
@@ -152,15 +175,14 @@ def attention_backward(dy: Tensor, saved: tuple):
             f"attention: dy {tuple(dy.shape)} must have the shape of the output, {tuple(y.shape)}."
         )
     (B, T, H, D), (S, H_kv) = q.shape, k.shape[1:3]
-    dq = torch.empty((B, T, H, D), dtype=q.dtype, device=q.device)
-    dk, dv = (torch.empty((B, S, H_kv, D), dtype=q.dtype, device=q.device) for _ in range(2))
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     delta = torch.empty_like(lse)
 
     q, scale, sign = _nonnegative(q, softmax_scale)
     here = gpu(q)
-    descriptors = _by_copy_engine(here, T, S, q, k, v, dy)
+    descriptors = _by_copy_engine(here, T, S, q, k, v, y, dy)
     numbers = (H, H // H_kv, T, S, lse.shape[2], min(window or 0, S), scale * LOG2_E.value, scale)
-    choices = (D, causal, window is not None, "ieee")
+    choices = (D, causal, window is not None, _precision(here))
 
     BLOCK_M, BLOCK_N, *options = _tiles(DQ, here, q.dtype, D)
     n_blocks = -(-T // BLOCK_M)
@@ -169,10 +191,11 @@ def attention_backward(dy: Tensor, saved: tuple):
         _dq_kernel,
         (n_blocks * B * H,),
         dq,
-        q, q.stride(),
-        _heads(k, BLOCK_N) if descriptors else k, k.stride(),
-        _heads(v, BLOCK_N) if descriptors else v, v.stride(),
-        sink, 0 if sink is None else sink.stride(0), y, lse, dy, dy.stride(), delta, dsink,
+        *_heads(q, BLOCK_M, descriptors),
+        *_heads(k, BLOCK_N, descriptors),
+        *_heads(v, BLOCK_N, descriptors),
+        sink, 0 if sink is None else sink.stride(0), _heads(y, BLOCK_M, descriptors)[0], lse,
+        *_heads(dy, BLOCK_M, descriptors), delta, dsink,
         *numbers, *choices, BLOCK_M, BLOCK_N,
         **_options(*options),
     )  # fmt: skip
@@ -182,11 +205,12 @@ def attention_backward(dy: Tensor, saved: tuple):
         _dkv_kernel,
         (-(-S // BLOCK_N) * B * H_kv,),
         dk, dv,
-        _heads(q, BLOCK_M) if descriptors else q, q.stride(),
-        k, k.stride(), v, v.stride(),
-        _numbers(lse, T, BLOCK_M) if descriptors else lse,
-        _heads(dy, BLOCK_M) if descriptors else dy, dy.stride(),
-        _numbers(delta, T, BLOCK_M) if descriptors else delta,
+        *_heads(q, BLOCK_M, descriptors),
+        *_heads(k, BLOCK_N, descriptors),
+        *_heads(v, BLOCK_N, descriptors),
+        _per_query(lse, T, BLOCK_M, descriptors),
+        *_heads(dy, BLOCK_M, descriptors),
+        _per_query(delta, T, BLOCK_M, descriptors),
         *numbers, *choices, BLOCK_M, BLOCK_N,
         **_options(*options),
     )  # fmt: skip

@@ -13,7 +13,7 @@ itself; the second pays two of its four products for that. The first also leaves
 import triton
 import triton.language as tl
 
-from kernels.triton.attention_forward import (
+from kernels.triton.flash_forward import (
     ANY_NUMBER,
     LOG2_E,
     _dot,
@@ -59,11 +59,12 @@ def _dq_kernel(
         for start_n in range(bounds[part], bounds[part + 1], BLOCK_N):
             k = _tile(K, k_strides, batch, head // group, start_n, S, D, BLOCK_N, part != 1)
             v = _tile(V, v_strides, batch, head // group, start_n, S, D, BLOCK_N, part != 1)
-            p = tl.exp2(_dot(q, k.T, None, PRECISION) * qk_scale - lse[:, None])
+            s = _dot(q, k.T, None, PRECISION)
             if part != 1:
                 keys = start_n + tl.arange(0, BLOCK_N)
                 visible = _visible(rows[:, None] + shift, keys[None, :], S, window, CAUSAL, WINDOW)
-                p = tl.where(visible, p, 0.0)
+                s = tl.where(visible, s, float("-inf"))
+            p = tl.exp2(s * qk_scale - lse[:, None])
             dp = _dot(dy, v.T, None, PRECISION)
             ds = p * (dp - delta[:, None])
             dq = _dot(ds.to(k.dtype), k, dq, PRECISION)
@@ -131,11 +132,12 @@ def _dkv_kernel(
                 dy = _tile(DY, dy_strides, batch, head, start_m, T, D, BLOCK_M, part != 1)
                 lse = _numbers(LSE, batch * H + head, start_m, T, T_padded, BLOCK_M, part != 1)
                 delta = _numbers(DELTA, batch * H + head, start_m, T, T_padded, BLOCK_M, part != 1)
-                p = tl.exp2(_dot(k, q.T, None, PRECISION) * qk_scale - lse[None, :])
+                s = _dot(k, q.T, None, PRECISION)
                 if part != 1:
                     queries = start_m + shift + tl.arange(0, BLOCK_M)
                     visible = _visible(queries[None, :], keys[:, None], S, window, CAUSAL, WINDOW)
-                    p = tl.where(visible, p, 0.0)
+                    s = tl.where(visible, s, float("-inf"))
+                p = tl.exp2(s * qk_scale - lse[None, :])
                 dv = _dot(p.to(dy.dtype), dy, dv, PRECISION)
                 dp = _dot(v, dy.T, None, PRECISION)
                 ds = p * (dp - delta[None, :])

@@ -1,0 +1,319 @@
+"""FlashAttention-2 in Triton: shapes, layouts and features against the float64 reference; what it skips."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from operation_cases import draw_like
+
+from course.device import DEVICE
+from kernels import reference
+
+pytest.importorskip("triton", reason="Triton has no package for this platform")
+
+from kernels.triton import attention
+from kernels.triton.launch import Gpu
+
+# ‖out - ref‖ / ‖ref‖. float32: sums of up to 100 roundings of 2⁻²⁴ each, and a difference, dp - delta, of
+# numbers that are larger than it. Two bytes: p and ds are rounded once more (2⁻⁸, 2⁻¹¹) than the inputs.
+TOLERANCE = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype)[6:])
+
+
+def tile(monkeypatch, BLOCK_M: int, BLOCK_N: int) -> None:
+    """Small tiles, so that small shapes have many of them."""
+    monkeypatch.setattr(attention, "_tiles", lambda *_: (BLOCK_M, BLOCK_N, 4, 2, None))
+
+
+def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    numbers = np.random.default_rng(seed).standard_normal(shape)
+    return torch.from_numpy(np.asarray(numbers)).to(dtype).to(DEVICE)
+
+
+def qkv(B, T, S, H, H_kv, D, dtype=torch.float32, seed=0) -> tuple:
+    shapes = (B, T, H, D), (B, S, H_kv, D), (B, S, H_kv, D)
+    return tuple(drawn(*shape, seed=3 * seed + i, dtype=dtype) for i, shape in enumerate(shapes))
+
+
+def both_passes(engine, *inputs, dy=None) -> tuple:
+    y, saved = engine.attention_forward(*inputs)
+    return y, *engine.attention_backward(draw_like(y, 0) if dy is None else dy, saved)
+
+
+def assert_equals_reference(*inputs, tolerance=None) -> None:
+    """y and every gradient, within the dtype's tolerance of what float64 gives on the same numbers."""
+    dtype = inputs[0].dtype
+    dy = draw_like(inputs[0], 0)
+    exact = [x.double().cpu() if isinstance(x, torch.Tensor) else x for x in inputs]
+    got = both_passes(attention, *inputs, dy=dy)
+    for name, ours, theirs in zip(
+        ("y", "dq", "dk", "dv", "dsink"),
+        got,
+        both_passes(reference, *exact, dy=dy.double().cpu()),
+        strict=True,
+    ):
+        assert (ours is None) == (theirs is None)
+        if ours is None:
+            continue
+        assert ours.shape == theirs.shape and ours.dtype == dtype
+        # a gradient that is zero but for rounding (one key: ds = 0) is compared with 1
+        error = (ours.double().cpu() - theirs).norm() / max(theirs.norm().item(), 1.0)
+        assert error <= (tolerance or TOLERANCE[dtype]), f"{name}: relative error {error:.1e}"
+
+
+# Values
+
+
+@given(
+    B=st.integers(1, 2), T=st.integers(1, 40), more=st.integers(0, 30), H_kv=st.integers(1, 2),
+    group=st.integers(1, 3), D=st.integers(1, 20), causal=st.booleans(), sink=st.booleans(),
+    window=st.none() | st.integers(1, 40), scale=st.sampled_from((None, 0.3, -0.5, 0.0)),
+    tiles=st.sampled_from(((16, 16), (16, 32), (32, 16))), seed=st.integers(0, 999),
+)  # fmt: skip
+@settings(max_examples=30, deadline=None)
+def test_any_shape_equals_reference(
+    B, T, more, H_kv, group, D, causal, sink, window, scale, tiles, seed
+):  # fmt: skip
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        tile(monkeypatch, *tiles)
+        q, k, v = qkv(B, T, T + more, H_kv * group, H_kv, D, seed=seed)
+        sink = drawn(H_kv * group, seed=seed) if sink else None
+        assert_equals_reference(q, k, v, sink, causal, window if causal else None, scale)
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    ("shape", "causal", "window", "sink"),
+    [
+        ((1, 50, 50, 2, 2, 16), True, None, False),
+        ((1, 33, 70, 4, 2, 16), True, 20, True),
+        ((1, 20, 45, 3, 1, 24), False, None, True),
+        ((2, 17, 17, 1, 1, 80), True, None, False),
+    ],
+    ids=["causal", "window-sink-grouped", "full-sink-multi-query", "odd-width"],
+)
+def test_features_in_every_dtype(monkeypatch, dtype, shape, causal, window, sink):
+    tile(monkeypatch, 16, 16)
+    sink = drawn(shape[3], seed=9, dtype=dtype) if sink else None
+    assert_equals_reference(*qkv(*shape, dtype=dtype), sink, causal, window)
+
+
+@pytest.mark.parametrize("D", [64, 128, 256])
+def test_the_tiles_that_are_really_chosen(D):
+    assert_equals_reference(*qkv(1, 40, 40, 2, 1, D))
+
+
+def layouts(x: torch.Tensor) -> list[torch.Tensor]:
+    """The same numbers: a slice of a fused projection, heads first, gaps between features."""
+    fused = torch.cat((x, x, x), dim=2)[:, :, x.shape[2] : 2 * x.shape[2]]
+    heads_first = x.transpose(1, 2).contiguous().transpose(1, 2)
+    gaps = torch.stack((x, torch.full_like(x, torch.nan)), dim=-1)[..., 0]
+    return [fused, heads_first, gaps]
+
+
+def test_the_layout_does_not_matter(monkeypatch):
+    tile(monkeypatch, 16, 16)
+    q, k, v = qkv(2, 20, 20, 2, 2, 16)
+    sink, dy = drawn(2), drawn(2, 20, 2, 16, seed=5)
+    expected = both_passes(attention, q, k, v, sink, dy=dy)
+    gapped = torch.stack((sink, sink), dim=-1)[:, 0]
+    for variant in zip(*(layouts(x) for x in (q, k, v, dy)), strict=True):
+        assert not any(x.is_contiguous() for x in variant)
+        for a, b in zip(both_passes(attention, *variant[:3], gapped, dy=variant[3]), expected, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_one_key_for_all_positions_and_heads(monkeypatch):
+    """Strides of zero: every program reads the same row."""
+    tile(monkeypatch, 16, 16)
+    q, _, v = qkv(1, 20, 20, 2, 2, 16)
+    k = drawn(1, 1, 1, 16).expand(1, 20, 2, 16)
+    assert_equals_reference(q, k, v)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_scores_of_ten_thousand(monkeypatch, dtype):
+    """exp(1e4) is far beyond float32: only differences from the maximum may be exponentiated."""
+    tile(monkeypatch, 16, 16)
+    q, k, v = qkv(1, 40, 40, 2, 1, 16, dtype=dtype)
+    inputs = (50 * q, 50 * k, v, None, True, None, 1.0)
+    y, saved = attention.attention_forward(*inputs)
+    exact = [x.double().cpu() if isinstance(x, torch.Tensor) else x for x in inputs]
+    scores = exact[0].transpose(1, 2) @ exact[1].permute(0, 2, 3, 1)
+    assert scores.abs().max() > 1e4
+    # a score of 1e4 is off by 1e4 · 2⁻²⁴, and so is the exponent
+    error = (y.double().cpu() - reference.attention_forward(*exact)[0]).norm() / y.double().norm().cpu()
+    assert error < max(1e-3, TOLERANCE[dtype])
+    assert all(torch.isfinite(d).all() for d in attention.attention_backward(y, saved)[:3])
+
+
+def test_sinks_that_take_everything_and_nothing(monkeypatch):
+    tile(monkeypatch, 16, 16)
+    q, k, v = qkv(1, 20, 20, 2, 2, 16)
+    sink = torch.tensor([-torch.inf, 1e4], device=DEVICE)
+    y, *gradients = both_passes(attention, q, k, v, sink)
+    without = attention.attention_forward(q, k, v)[0]
+    torch.testing.assert_close(y[:, :, 0], without[:, :, 0])
+    assert torch.equal(y[:, :, 1], torch.zeros_like(y[:, :, 1]))
+    assert all(torch.isfinite(d).all() for d in gradients)
+
+
+def test_lse_is_the_logarithm_of_the_sum_to_base_two():
+    q, k, v = qkv(1, 6, 6, 1, 1, 16)
+    lse = attention.attention_forward(q, k, v, None, False, None, 0.5)[1][5][0, 0]
+    expected = torch.logsumexp(0.5 * q[0, :, 0] @ k[0, :, 0].T, dim=-1) / math.log(2)
+    torch.testing.assert_close(lse, torch.cat((expected, expected.new_zeros(2))))
+
+
+def test_empty_arrays():
+    q, k, v = qkv(0, 3, 5, 2, 1, 16)
+    assert [x.shape for x in both_passes(attention, q, k, v)[:4]] == [q.shape, q.shape, k.shape, v.shape]
+    q, k, v = qkv(1, 0, 5, 2, 1, 16)
+    y, dq, dk, dv, _ = both_passes(attention, q, k, v)
+    assert y.shape == dq.shape == q.shape and not dk.any() and not dv.any()
+    q, k, v = qkv(1, 3, 0, 2, 1, 16)
+    y, dq, *_ = both_passes(attention, q, k, v, drawn(2), False)
+    assert not y.any() and not dq.any()
+
+
+# Memory
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_everything_is_written_and_nothing_unwritten_is_read(monkeypatch, window):
+    """New arrays are full of NaN: one that a kernel leaves, or reads past its last row, shows."""
+    tile(monkeypatch, 16, 16)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **options: empty(*a, **options).fill_(torch.nan))
+    monkeypatch.setattr(torch, "empty_like", lambda x, **options: torch.full_like(x, torch.nan, **options))
+    q, k, v = qkv(1, 19, 37, 2, 1, 10)
+    for x in both_passes(attention, q, k, v, drawn(2), True, window):
+        assert torch.isfinite(x).all()
+
+
+def test_blocks_that_nobody_sees_are_not_read(monkeypatch):
+    """NaN there would reach the output even through p = 0."""
+    tile(monkeypatch, 16, 16)
+    q, k, v = qkv(1, 16, 128, 1, 1, 16)
+    k[:, :96], v[:, :96] = torch.nan, torch.nan  # farther than the window from all 16 queries
+    y, dq, dk, dv, _ = both_passes(attention, q, k, v, None, True, 16)
+    assert torch.isfinite(y).all() and torch.isfinite(dq).all()
+    assert not dk[:, :96].any() and torch.isfinite(dk[:, 96:]).all() and dv[:, 112:].all()
+
+    q, k, v = qkv(1, 64, 64, 1, 1, 16)
+    k[:, 32:], v[:, 32:] = torch.nan, torch.nan  # later than the first 32 queries
+    y, saved = attention.attention_forward(q, k, v)
+    assert torch.isfinite(y[:, :32]).all() and torch.isnan(y[:, 32:]).all()
+    assert torch.isfinite(attention.attention_backward(torch.ones_like(y), saved)[0][:, :32]).all()
+
+    q, k, v = qkv(1, 64, 64, 1, 1, 16)
+    dy = drawn(1, 64, 1, 16)
+    dy[:, :32] = torch.nan  # queries that stand before the keys from 32 on
+    _, _, dk, dv, _ = both_passes(attention, q, k, v, dy=dy)
+    assert torch.isfinite(dk[:, 32:]).all() and torch.isfinite(dv[:, 32:]).all()
+    dy[:, 32:], dy[:, :32] = torch.nan, 1.0  # queries whose window ends before they reach the first 16 keys
+    _, _, dk, dv, _ = both_passes(attention, q, k, v, None, True, 16, dy=dy)
+    assert torch.isfinite(dk[:, :16]).all() and torch.isfinite(dv[:, :16]).all()
+
+
+def test_what_is_saved_grows_with_the_length_only():
+    q, k, v = qkv(1, 64, 64, 2, 2, 16)
+    _, saved = attention.attention_forward(q, k, v)
+    new = [x for x in saved if isinstance(x, torch.Tensor) and not any(x is i for i in (q, k, v))]
+    assert sum(x.numel() for x in new) == q.numel() + 2 * 64
+
+
+@DTYPES
+def test_two_runs_give_the_same_bits(monkeypatch, dtype):
+    tile(monkeypatch, 16, 16)
+    inputs = (*qkv(2, 40, 40, 4, 2, 16, dtype=dtype), drawn(4, dtype=dtype), True, 30)
+    first, second = both_passes(attention, *inputs), both_passes(attention, *inputs)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def copied_by_hardware(monkeypatch) -> list:
+    """Let this seem a Hopper GPU, and no case too small for it; returns the descriptors that are made."""
+    monkeypatch.setattr(attention, "gpu", lambda x: Gpu(capability=90, processors=2, shared=227 * 1024))
+    monkeypatch.setattr(attention, "LARGE", 0)
+    made, plain = [], attention.TensorDescriptor
+    monkeypatch.setattr(attention, "TensorDescriptor", lambda *a: made.append(plain(*a)) or made[-1])
+    return made
+
+
+@pytest.mark.parametrize("D", [16, 24])
+def test_descriptors_fetch_the_same_tiles(monkeypatch, D):
+    tile(monkeypatch, 16, 16)
+    q, k, v = qkv(2, 21, 37, 4, 2, D, dtype=torch.float16)
+    q = torch.cat((q, q), dim=2)[:, :, 4:]  # a slice: rows farther apart than they are long
+    inputs = (q, k, v, drawn(4, dtype=torch.float16), True, 20)
+    expected = both_passes(attention, *inputs)
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("this GPU has no copy engine")
+    made = copied_by_hardware(monkeypatch)
+    for a, b in zip(both_passes(attention, *inputs), expected, strict=True):
+        assert torch.equal(a, b)
+    assert len(made) == 3 + 5 + 6  # q, k, v; and y, dy; and lse, delta
+
+
+def test_layouts_that_descriptors_cannot_describe_are_fetched_by_pointers(monkeypatch):
+    tile(monkeypatch, 16, 16)
+    made = copied_by_hardware(monkeypatch)
+    for q, k, v in (
+        qkv(1, 20, 20, 2, 2, 9, dtype=torch.float16),  # rows of 18 bytes
+        [x[:, 1:] for x in qkv(1, 21, 21, 1, 1, 12, dtype=torch.float16)],  # a start between two 16 bytes
+        [x[..., ::2] for x in qkv(1, 20, 20, 2, 2, 32, dtype=torch.float16)],
+        [x[:, :1].expand(1, 20, 2, 16) for x in qkv(1, 20, 20, 2, 2, 16, dtype=torch.float16)],
+    ):
+        assert_equals_reference(q, k, v)
+    assert not made
+    q, k, v = (x[..., :12] for x in qkv(1, 20, 20, 1, 1, 16, dtype=torch.float16))
+    assert_equals_reference(q, k, v)
+    assert len(made) == 3  # the inputs' rows begin at multiples of 32 bytes, those of y of 24
+
+
+@pytest.mark.gpu
+@DTYPES
+@pytest.mark.parametrize("D", [32, 64, 96, 128, 256])
+def test_sizes_of_real_models(dtype, D):
+    """The tiles, warps and stages that training uses, descriptors included where the GPU has them."""
+    assert_equals_reference(*qkv(1, 1000, 1100, 4, 2, D, dtype=dtype), None, True, None)
+    sink = drawn(4, dtype=dtype)
+    assert_equals_reference(*qkv(1, 700, 900, 4, 4, D, dtype=dtype), sink, True, 300)
+    assert_equals_reference(*qkv(1, 600, 777, 4, 4, D, dtype=dtype), sink, False)
+    inputs = qkv(2, 512, 512, 4, 2, D, dtype=dtype)
+    first, second = both_passes(attention, *inputs), both_passes(attention, *inputs)
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+# Bad input
+
+
+def test_heads_too_wide_are_refused():
+    with pytest.raises(ValueError, match="heads of width 257; the triton engine has kernels up to 256"):
+        attention.attention_forward(*qkv(1, 2, 2, 1, 1, 257))
+
+
+def test_a_softmax_over_nothing_is_refused():
+    with pytest.raises(ValueError, match="a softmax over no keys"):
+        attention.attention_forward(*qkv(1, 2, 0, 1, 1, 16), None, False)
+
+
+def test_dtypes_that_differ_are_refused():
+    q, k, v = qkv(1, 2, 2, 1, 1, 16)
+    with pytest.raises(TypeError, match=r"float32 and of torch\.float16"):
+        attention.attention_forward(q, k.half(), v)
+    y, saved = attention.attention_forward(q, k, v)
+    with pytest.raises(TypeError, match=r"float32 and of torch\.bfloat16"):
+        attention.attention_backward(y.bfloat16(), saved)
+
+
+def test_shapes_that_do_not_agree_are_refused():
+    q, k, v = qkv(1, 4, 4, 2, 2, 16)
+    with pytest.raises(ValueError, match="do not agree"):
+        attention.attention_forward(q, k[..., :8], v)
+    _, saved = attention.attention_forward(q, k, v)
+    with pytest.raises(ValueError, match=r"dy \(1, 3, 2, 16\) must have the shape of the output"):
+        attention.attention_backward(q[:, :3], saved)
