@@ -64,7 +64,7 @@ def _compile(task: dict) -> str:
         spec = importlib.util.spec_from_file_location("kernel", file)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        with ahead.compiling(ahead.GPUS[task["gpu"]][0]) as compiled:
+        with ahead.compiling(ahead.GPUS[task["gpu"]]) as compiled:
             arguments = [
                 torch.empty(16, dtype=getattr(torch, x.removeprefix("torch."))) if isinstance(x, str) else x
                 for x in task["arguments"]

@@ -67,22 +67,60 @@ def _gpu(device: torch.device) -> Gpu:
     return Gpu(capability, properties.multi_processor_count, properties.shared_memory_per_block_optin)
 
 
+_compiled: dict[tuple, tuple] = {}
+
+
 def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> None:
     """`kernel[grid](*arguments, **options)` on the GPU of the first argument, a tensor.
 
     A tensor of shapes only, under `torch.compile`'s tracing, launches nothing. Nor does an empty grid.
+
+    Triton looks at every argument at every call, to find the machine code that was compiled for its like:
+    longer than a small kernel runs. So that code is kept here, under a key that is quicker to make. The key
+    has numbers by value, where Triton only asks whether they are 1 or multiples of 16, and of a tensor what
+    Triton asks too: its dtype, and whether its address is a multiple of 16.
     """
     x = arguments[0]
     if isinstance(x, FakeTensor):
         return _without_data(kernel, grid, arguments, options)
-    index = x.device.index  # Triton launches on the current GPU, which may be another than x's
-    elsewhere = index is not None and index != torch.cuda.current_device()
-    with torch.cuda.device(index) if elsewhere else nullcontext():
+    if INTERPRETED:
         kernel[grid](*arguments, **options)
+        return
+    index = x.device.index  # Triton launches on the current GPU, which may be another than x's
+    with _HERE if index == torch.cuda.current_device() else torch.cuda.device(index):
+        key = (
+            kernel,
+            index,
+            *[(a.dtype, a.data_ptr() % 16 == 0) if isinstance(a, Tensor) else a for a in arguments],
+            *options.values(),
+        )
+        try:
+            found = _compiled.get(key)
+        except TypeError:  # an argument without a hash, such as a tensor descriptor
+            kernel[grid](*arguments, **options)
+            return
+        if found:
+            compiled, constants = found
+            compiled[(*grid, 1, 1)](*arguments, *constants)
+            return
+        if len(_compiled) >= 4096:  # lengths that change at every call
+            _compiled.clear()
+        named = {name: value for name, value in options.items() if name in kernel.arg_names}
+        call = kernel.signature.bind(*arguments, **named)
+        call.apply_defaults()
+        _compiled[key] = kernel[grid](*arguments, **options), call.args[len(arguments) :]
+
+
+_HERE = nullcontext()
 
 
 def _without_data(kernel, grid, arguments, options) -> None:
     """Nothing to compute. `kernels.triton.ahead` puts its compiler here."""
+
+
+def empty(x: Tensor) -> Tensor:
+    """A contiguous tensor like x, with nothing in it yet."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def rows(x: Tensor) -> Tensor:
@@ -91,5 +129,6 @@ def rows(x: Tensor) -> Tensor:
     A view of all layouts that a model makes. One with gaps between features is copied: a kernel that read
     it in place would fetch the gaps too, once for every pass.
     """
-    x = x.reshape(-1, x.shape[-1])
+    if x.dim() != 2:
+        x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 else x.contiguous()

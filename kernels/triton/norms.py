@@ -7,13 +7,15 @@ of the backward pass sums the rows that it sees, in registers, and a second kern
 in a fixed order, so that two runs give the same bits.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_width
-from kernels.triton.launch import Gpu, check, gpu, launch, rows
+from kernels.triton.launch import Gpu, check, empty, gpu, launch, rows
 
 WIDEST = 16384  # columns that a program holds at a time; wider rows go through it in blocks
 
@@ -160,65 +162,79 @@ def _forward(operation: str, x: Tensor, residual: Tensor | None, weight: Tensor,
     check(operation, x, residual, weight, bias)
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"{operation}: x {tuple(x.shape)} and residual {tuple(residual.shape)} differ.")
-    C, weight = x.shape[-1], weight.contiguous()
+    C, weight = int(x.shape[-1]), weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     flat = rows(x)
     flat_residual = None if residual is None else rows(residual)
     n = flat.shape[0]
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    h = x if residual is None else torch.empty_like(y)
-    rstd = torch.empty(n, dtype=torch.float32, device=x.device)
+    y = empty(x)
+    h = x if residual is None else empty(x)
+    rstd = x.new_empty(n, dtype=torch.float32)
     mean = None if bias is None else torch.empty_like(rstd)
     shape = _forward_shape(C)
     launch(
         _norm_forward, (triton.cdiv(n, shape["ROWS"]),), flat, flat_residual, weight, bias, y, h, mean, rstd,
-        flat.stride(0), 0 if residual is None else flat_residual.stride(0), n, eps, C, **shape,
+        flat.stride(0), 0 if residual is None else flat_residual.stride(0), n, eps, **shape,
     )  # fmt: skip
     return y, h, mean, rstd
 
 
 def _backward(dy: Tensor, dh: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor | None, rstd: Tensor):
     """-> dx, dweight, dbias (None without a mean)."""
-    C = x.shape[-1]
+    C = int(x.shape[-1])  # under `torch.compile` a symbol, and kernels are made for a number
     dy, x_rows = rows(dy), rows(x)
     dh = None if dh is None else rows(dh)
     n = x_rows.shape[0]
     programs, shape = _backward_shape(C, 2 if dh is None else 3, x.dtype.itemsize, gpu(x))
     programs = min(programs, triton.cdiv(n, shape["ROWS"]))
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    dweights = torch.empty(programs, C, dtype=torch.float32, device=x.device)
+    dx = empty(x)
+    dweights = x.new_empty(programs, C, dtype=torch.float32)
     dbiases = None if mean is None else torch.empty_like(dweights)
     launch(
         _norm_backward, (programs,), dy, dh, x_rows, weight.contiguous(), mean, rstd, dx, dweights, dbiases,
-        dy.stride(0), 0 if dh is None else dh.stride(0), x_rows.stride(0), n, C, **shape,
+        dy.stride(0), 0 if dh is None else dh.stride(0), x_rows.stride(0), n, **shape,
     )  # fmt: skip
     return dx, _sum(dweights, weight.dtype), None if mean is None else _sum(dbiases, weight.dtype)
 
 
 def _sum(partial: Tensor, dtype: torch.dtype) -> Tensor:
     programs, C = partial.shape
-    total = torch.empty(C, dtype=dtype, device=partial.device)
-    launch(_sum_partial, (triton.cdiv(C, 32),), partial, total, programs, C, ROWS=32, BLOCK=32)
+    total = partial.new_empty(C, dtype=dtype)
+    launch(_sum_partial, (triton.cdiv(C, 32),), partial, total, programs, C=C, ROWS=32, BLOCK=32)
     return total
 
 
+# Tiles of rows, by width alone: the best of what was measured on an H100 is best for all widths alike.
+
+
+@functools.cache
 def _forward_shape(C: int) -> dict:
-    """Tiles of 4096 elements or one row, 16 a thread."""
+    """Many small programs: while some wait for their rows, others compute."""
+    BLOCK = min(triton.next_power_of_2(C), WIDEST)
+    ROWS = 1 if C > BLOCK else max(2048 // BLOCK, 1)
+    return {"C": C, "ROWS": ROWS, "BLOCK": BLOCK, "num_warps": max(ROWS * BLOCK // 512, 1)}
+
+
+@functools.cache
+def _backward_shape(C: int, loads: int, itemsize: int, gpu: Gpu) -> tuple[int, dict]:
+    """-> the number of programs, and the shape of each.
+
+    Few programs with many elements each, so that there are few partial sums. What hides the waiting is
+    loading ahead, where the GPU can (from compute capability 8.0 on) and the tiles fit.
+    """
     BLOCK = min(triton.next_power_of_2(C), WIDEST)
     ROWS = 1 if C > BLOCK else max(4096 // BLOCK, 1)
-    return {"ROWS": ROWS, "BLOCK": BLOCK, "num_warps": max(ROWS * BLOCK // 512, 1)}
-
-
-def _backward_shape(C: int, loads: int, itemsize: int, gpu: Gpu) -> tuple[int, dict]:
-    """-> programs, and the shape of each."""
-    BLOCK = min(triton.next_power_of_2(C), WIDEST)
-    ROWS = 1 if C > BLOCK else max(1024 // BLOCK, 1)
     tile = ROWS * BLOCK
-    buffers = 2 * loads * tile * itemsize  # shared memory for two tiles on their way
-    STAGES = 3 if C <= BLOCK and buffers + 4096 <= gpu.shared else 1
-    num_warps = min(max(tile // 512, 4), 16)
-    programs = gpu.processors * max(min(triton.cdiv(4608, C), 6), 1)
-    return programs, {"ROWS": ROWS, "BLOCK": BLOCK, "STAGES": STAGES, "num_warps": num_warps}
+    ahead = 2 * loads * tile * itemsize  # bytes of shared memory for two tiles on their way
+    STAGES = 3 if tile <= 8192 and ahead + 2048 <= gpu.shared and gpu.capability >= 80 else 1
+    programs = gpu.processors * max(8192 // tile, 1)
+    return programs, {
+        "C": C,
+        "ROWS": ROWS,
+        "BLOCK": BLOCK,
+        "STAGES": STAGES,
+        "num_warps": max(tile // 1024, 1),
+    }
 
 
 def rmsnorm_forward(x: Tensor, weight: Tensor, eps: float):

@@ -4,14 +4,14 @@ A row too wide for that is read twice: once for its largest score and the sum of
 in one pass (Milakov and Gimelshein, 2018), and once to write the probabilities.
 """
 
+import functools
 import math
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton.launch import check, launch, rows
+from kernels.triton.launch import check, empty, launch, rows
 
 WIDEST = 32768  # columns that a program holds at a time; wider rows go through it in blocks
 LOG2E = tl.constexpr(math.log2(math.e))  # exp(x) = 2^(x log₂ e), and 2^x is one instruction
@@ -87,21 +87,24 @@ def _softmax_backward(
             tl.store(dx + row * C + start + columns, out.to(dx.dtype.element_ty), mask=mask)
 
 
+@functools.cache
 def _shape(C: int) -> dict:
-    """Tiles of 4096 elements or one row, 16 a thread."""
+    """Tiles of 1024 elements or one row; a measurement on an H100 found larger ones no faster."""
     BLOCK = triton.next_power_of_2(C)
     if BLOCK > WIDEST:
         return {"ROWS": 1, "BLOCK": WIDEST // 2, "ONE_BLOCK": False, "num_warps": 32}
-    ROWS = max(4096 // BLOCK, 1)
-    return {"ROWS": ROWS, "BLOCK": BLOCK, "ONE_BLOCK": True, "num_warps": min(ROWS * BLOCK // 512, 32)}
+    ROWS = max(1024 // BLOCK, 1)
+    num_warps = min(ROWS * BLOCK // 512, 32)
+    return {"ROWS": ROWS, "BLOCK": BLOCK, "ONE_BLOCK": True, "num_warps": num_warps}
 
 
 def softmax_forward(x: Tensor):
     """y = exp(x - max x) / Σ exp(x - max x) over the last dimension of x `(..., C)`."""
     check("softmax", x)
-    C, flat, shape = x.shape[-1], rows(x), _shape(x.shape[-1])
+    C, flat = int(x.shape[-1]), rows(x)
+    shape = _shape(C)
     n = flat.shape[0]
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = empty(x)
     grid = (triton.cdiv(n, shape["ROWS"]),)
     launch(_softmax_forward, grid, flat, y, flat.stride(0), n, C, **shape)
     return y, (y,)
@@ -111,9 +114,10 @@ def softmax_backward(dy: Tensor, saved: tuple) -> Tensor:
     """-> dx."""
     (y,) = saved
     check("softmax", dy, y)
-    C, dy, y_rows, shape = y.shape[-1], rows(dy), rows(y), _shape(y.shape[-1])
+    C, dy, y_rows = int(y.shape[-1]), rows(dy), rows(y)
+    shape = _shape(C)
     n = y_rows.shape[0]
-    dx = torch.empty(y.shape, dtype=y.dtype, device=y.device)
+    dx = empty(y)
     grid = (triton.cdiv(n, shape["ROWS"]),)
     launch(_softmax_backward, grid, dy, y_rows, dx, dy.stride(0), y_rows.stride(0), n, C, **shape)
     return dx
