@@ -1,49 +1,12 @@
 """Checkers of notebook 07: the floor of an optimizer, and three kernels."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from course import device
 from course.exercises.checking import Wrong, exercise, expect_close
-
-# What a launcher needs of PyTorch is memory and views; this is arithmetic that a kernel should do.
-_ARITHMETIC = {
-    "add", "sub", "mul", "div", "exp", "log", "sum", "mean", "max", "amax", "logsumexp", "softmax",
-    "_softmax", "log_softmax", "_log_softmax", "addcmul",
-}  # fmt: skip
-
-
-class _OnlyKernels(TorchDispatchMode):
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        name = operation.overloadpacket.__name__
-        if name.rstrip("_") in _ARITHMETIC or name in _ARITHMETIC:
-            raise Wrong(f"PyTorch computed `{name}` here: all arithmetic should happen in your kernel.")
-        return operation(*args, **(kwargs or {}))
-
-
-@contextmanager
-def _only_kernels() -> Iterator[None]:
-    with _OnlyKernels():
-        yield
-    if device.DEVICE.type == "cuda":
-        torch.cuda.synchronize()  # a fault in the kernel shows here, not in a later cell
-
-
-def _call(function, *arguments, shape: tuple, dtype: torch.dtype):
-    with _only_kernels():
-        y = function(*arguments)
-    if not isinstance(y, torch.Tensor):
-        raise Wrong(f"The function should return a tensor, and returns a {type(y).__name__}.")
-    if tuple(y.shape) != shape:
-        raise Wrong(f"The result has shape {tuple(y.shape)}, expected {shape}.")
-    if y.dtype != dtype:
-        raise Wrong(f"The result is {y.dtype}, expected {dtype}.")
-    return y
-
+from course.exercises.kernel_calls import call
 
 # --- 07.1 -------------------------------------------------------------------------------
 
@@ -99,7 +62,7 @@ def affine(function) -> None:
             x = device.normal(M, 2 * N, seed=M, dtype=torch.float32)[:, ::2]
         scale, bias = (device.normal(k, seed=9, dtype=torch.float32) for k in (M, N))
         expected = scale[:, None] * x + bias
-        got = _call(function, x, scale, bias, shape=(M, N), dtype=torch.float32)
+        got = call(function, x, scale, bias, shape=(M, N), dtype=torch.float32)
         if what and not torch.allclose(got, expected, atol=1e-5):
             raise Wrong(
                 f"For an x that is no contiguous matrix ({what}, strides {x.stride()}) the values are wrong: "
@@ -120,7 +83,7 @@ def logsumexp(function) -> None:
     for M, N, shift in ((2, 8, 0.0), (3, 11, 0.0), (1, 1, 0.0), (4, 33, 1e4), (4, 33, -1e4)):
         x = shift + device.normal(M, 2 * N, seed=N, dtype=torch.float32)[:, :N]
         expected = torch.logsumexp(x.double(), -1)
-        got = _call(function, x, shape=(M,), dtype=torch.float32)
+        got = call(function, x, shape=(M,), dtype=torch.float32)
         if not torch.isfinite(got).all():
             raise Wrong(
                 f"For scores near {shift:g} the result is {got[0].item()}: exponentials of large scores "
@@ -159,7 +122,7 @@ def wide_softmax(function) -> None:
         elif kind == "large":
             x = x * 1e4
         expected = torch.softmax(x.double(), -1)
-        got = _call(function, x, BLOCK, shape=(M, N), dtype=torch.float32)
+        got = call(function, x, BLOCK, shape=(M, N), dtype=torch.float32)
         case = f"M = {M}, N = {N}, BLOCK = {BLOCK}"
         if not torch.isfinite(got).all():
             raise Wrong(f"{case}: some results are not finite. Which exponent is above 0, or which sum is 0?")

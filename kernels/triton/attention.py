@@ -18,7 +18,8 @@ COPY_ENGINE = 90  # compute capability (times ten) from which tensor descriptors
 LARGE = 512 * 512  # scores a head from which the gain of descriptors covers the time to make them
 
 # (BLOCK_M, BLOCK_N, num_warps, num_stages, maxnreg) by the width of a head that they go up to. Those of the
-# H100 are the fastest of a sweep on one; the others fit the GPU's shared memory and its registers.
+# H100 are the fastest of a sweep on one. The others have been compiled, not timed: they fit the shared memory
+# and, most of them, the registers of the GPU (A100 stands for an L4 too, and H100 for a B200).
 FORWARD, DQ, DKV = "forward", "dq", "dkv"
 TILES = {
     "H100": {
@@ -94,17 +95,21 @@ def _by_copy_engine(here: Gpu, T: int, S: int, *tensors: Tensor) -> bool:
     )
 
 
-def _heads(x: Tensor, BLOCK: int) -> TensorDescriptor:
-    """`(B, T, H, D)` as a descriptor `(B, H, T, D)` of tiles `(1, 1, BLOCK, D rounded up)`."""
-    (B, T, H, D), strides = x.shape, x.stride()
-    width = max(16, 1 << (D - 1).bit_length())
-    return TensorDescriptor(x, [B, H, T, D], [strides[0], strides[2], strides[1], 1], [1, 1, BLOCK, width])
+def _heads(x: Tensor, BLOCK: int, descriptors: bool) -> tuple:
+    """What a kernel fetches tiles of x `(B, T, H, D)` from, and x's strides: x itself, or the descriptor of
+    a `(B, H, T, D)` made of tiles `(1, 1, BLOCK, D rounded up)`."""
+    strides = x.stride()
+    if not descriptors:
+        return x, strides
+    (B, T, H, D), width = x.shape, max(16, 1 << (x.shape[3] - 1).bit_length())
+    shape, order = [B, H, T, D], [strides[0], strides[2], strides[1], 1]
+    return TensorDescriptor(x, shape, order, [1, 1, BLOCK, width]), strides
 
 
-def _numbers(x: Tensor, T: int, BLOCK: int) -> TensorDescriptor:
-    """`(B, H, T_padded)` as a descriptor `(B H, T)` of tiles `(1, BLOCK)`."""
+def _per_query(x: Tensor, T: int, BLOCK: int, descriptors: bool) -> Tensor | TensorDescriptor:
+    """x `(B, H, T_padded)` itself, or the descriptor of a `(B H, T)` made of tiles `(1, BLOCK)`."""
     B, H, T_padded = x.shape
-    return TensorDescriptor(x, [B * H, T], [T_padded, 1], [1, BLOCK])
+    return TensorDescriptor(x, [B * H, T], [T_padded, 1], [1, BLOCK]) if descriptors else x
 
 
 def _nonnegative(q: Tensor, softmax_scale: float) -> tuple[Tensor, float, int]:
@@ -138,7 +143,7 @@ def attention_forward(
     if S == 0 and sink is None:
         raise ValueError("attention: a softmax over no keys; give at least one key, or a sink.")
     softmax_scale = D**-0.5 if softmax_scale is None else softmax_scale
-    y = torch.empty((B, T, H, D), dtype=q.dtype, device=q.device)
+    y = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty((B, H, -(-T // 4) * 4), dtype=torch.float32, device=q.device)
     saved = (q, k, v, sink, y, lse, causal, window, softmax_scale)
 
@@ -150,9 +155,9 @@ def attention_forward(
         _forward_kernel,
         (-(-T // BLOCK_M) * B * H,),
         y,
-        _heads(q, BLOCK_M) if descriptors else q, q.stride(),
-        _heads(k, BLOCK_N) if descriptors else k, k.stride(),
-        _heads(v, BLOCK_N) if descriptors else v, v.stride(),
+        *_heads(q, BLOCK_M, descriptors),
+        *_heads(k, BLOCK_N, descriptors),
+        *_heads(v, BLOCK_N, descriptors),
         sink, 0 if sink is None else sink.stride(0), lse,
         H, H // H_kv, T, S, lse.shape[2], min(window or 0, S), scale * LOG2_E.value,
         D, causal, window is not None, _precision(here), BLOCK_M, BLOCK_N,
@@ -170,8 +175,7 @@ def attention_backward(dy: Tensor, saved: tuple):
             f"attention: dy {tuple(dy.shape)} must have the shape of the output, {tuple(y.shape)}."
         )
     (B, T, H, D), (S, H_kv) = q.shape, k.shape[1:3]
-    dq = torch.empty((B, T, H, D), dtype=q.dtype, device=q.device)
-    dk, dv = (torch.empty((B, S, H_kv, D), dtype=q.dtype, device=q.device) for _ in range(2))
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     delta = torch.empty_like(lse)
 
     q, scale, sign = _nonnegative(q, softmax_scale)
@@ -187,11 +191,11 @@ def attention_backward(dy: Tensor, saved: tuple):
         _dq_kernel,
         (n_blocks * B * H,),
         dq,
-        _heads(q, BLOCK_M) if descriptors else q, q.stride(),
-        _heads(k, BLOCK_N) if descriptors else k, k.stride(),
-        _heads(v, BLOCK_N) if descriptors else v, v.stride(),
-        sink, 0 if sink is None else sink.stride(0), _heads(y, BLOCK_M) if descriptors else y, lse,
-        _heads(dy, BLOCK_M) if descriptors else dy, dy.stride(), delta, dsink,
+        *_heads(q, BLOCK_M, descriptors),
+        *_heads(k, BLOCK_N, descriptors),
+        *_heads(v, BLOCK_N, descriptors),
+        sink, 0 if sink is None else sink.stride(0), _heads(y, BLOCK_M, descriptors)[0], lse,
+        *_heads(dy, BLOCK_M, descriptors), delta, dsink,
         *numbers, *choices, BLOCK_M, BLOCK_N,
         **_options(*options),
     )  # fmt: skip
@@ -201,12 +205,12 @@ def attention_backward(dy: Tensor, saved: tuple):
         _dkv_kernel,
         (-(-S // BLOCK_N) * B * H_kv,),
         dk, dv,
-        _heads(q, BLOCK_M) if descriptors else q, q.stride(),
-        _heads(k, BLOCK_N) if descriptors else k, k.stride(),
-        _heads(v, BLOCK_N) if descriptors else v, v.stride(),
-        _numbers(lse, T, BLOCK_M) if descriptors else lse,
-        _heads(dy, BLOCK_M) if descriptors else dy, dy.stride(),
-        _numbers(delta, T, BLOCK_M) if descriptors else delta,
+        *_heads(q, BLOCK_M, descriptors),
+        *_heads(k, BLOCK_N, descriptors),
+        *_heads(v, BLOCK_N, descriptors),
+        _per_query(lse, T, BLOCK_M, descriptors),
+        *_heads(dy, BLOCK_M, descriptors),
+        _per_query(delta, T, BLOCK_M, descriptors),
         *numbers, *choices, BLOCK_M, BLOCK_N,
         **_options(*options),
     )  # fmt: skip

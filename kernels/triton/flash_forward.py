@@ -135,4 +135,5 @@ def _forward_kernel(
 
     _store_tile(Y, acc / total[:, None], batch, head, start_m, T, H, D)
     LSE += (tl.cast(batch, tl.int64) * H + head) * T_padded
-    tl.store(LSE + rows, maximum + tl.log2(total), mask=rows < T)
+    lse = tl.where(rows < T, maximum + tl.log2(total), 0.0)
+    tl.store(LSE + rows, lse, mask=rows < T_padded)
