@@ -89,11 +89,12 @@ def test_any_shape_equals_reference(
     ("shape", "causal", "window", "sink"),
     [
         ((1, 50, 50, 2, 2, 16), True, None, False),
+        ((1, 40, 40, 1, 1, 16), True, 24, False),
         ((1, 33, 70, 4, 2, 16), True, 20, True),
         ((1, 20, 45, 3, 1, 24), False, None, True),
         ((2, 17, 17, 1, 1, 80), True, None, False),
     ],
-    ids=["causal", "window-sink-grouped", "full-sink-multi-query", "odd-width"],
+    ids=["causal", "window", "window-sink-grouped", "full-sink-multi-query", "odd-width"],
 )
 def test_features_in_every_dtype(monkeypatch, dtype, shape, causal, window, sink):
     tile(monkeypatch, 16, 16)
@@ -263,7 +264,7 @@ def test_layouts_that_descriptors_cannot_describe_are_fetched_by_pointers(monkey
     made = copied_by_hardware(monkeypatch)
     for q, k, v in (
         qkv(1, 20, 20, 2, 2, 9, dtype=torch.float16),  # rows of 18 bytes
-        [x[:, 1:] for x in qkv(1, 21, 21, 1, 1, 12, dtype=torch.float16)],  # a start between two 16 bytes
+        [x[..., 1:17] for x in qkv(1, 20, 20, 1, 1, 24, dtype=torch.float16)],  # a start at byte 2 of 16
         [x[..., ::2] for x in qkv(1, 20, 20, 2, 2, 32, dtype=torch.float16)],
         [x[:, :1].expand(1, 20, 2, 16) for x in qkv(1, 20, 20, 2, 2, 16, dtype=torch.float16)],
     ):
