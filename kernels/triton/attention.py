@@ -9,9 +9,10 @@ from torch._subclasses import FakeTensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.checks import check_attention
+from kernels.triton.arithmetic import LOG2_E
 from kernels.triton.flash_backward import _dkv_kernel, _dq_kernel
-from kernels.triton.flash_forward import LOG2_E, _forward_kernel
-from kernels.triton.launch import INTERPRETED, Gpu, check, gpu, launch
+from kernels.triton.flash_forward import _forward_kernel
+from kernels.triton.launch import INTERPRETED, Gpu, check, empty, gpu, launch
 
 WIDEST_HEAD = 256
 COPY_ENGINE = 90  # compute capability (times ten) from which tensor descriptors are fetched in hardware
@@ -143,7 +144,7 @@ def attention_forward(
     if S == 0 and sink is None:
         raise ValueError("attention: a softmax over no keys; give at least one key, or a sink.")
     softmax_scale = D**-0.5 if softmax_scale is None else softmax_scale
-    y = torch.empty_like(q, memory_format=torch.contiguous_format)
+    y = empty(q)
     lse = torch.empty((B, H, -(-T // 4) * 4), dtype=torch.float32, device=q.device)
     saved = (q, k, v, sink, y, lse, causal, window, softmax_scale)
 
@@ -175,7 +176,7 @@ def attention_backward(dy: Tensor, saved: tuple):
             f"attention: dy {tuple(dy.shape)} must have the shape of the output, {tuple(y.shape)}."
         )
     (B, T, H, D), (S, H_kv) = q.shape, k.shape[1:3]
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    dq, dk, dv = map(empty, (q, k, v))
     delta = torch.empty_like(lse)
 
     q, scale, sign = _nonnegative(q, softmax_scale)

@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.triton.arithmetic import dot
 from kernels.triton.elementwise import sum_middle
 from kernels.triton.launch import check, gpu, launch, rows
-from kernels.triton.matmul import dot
 
 PIECE = 32  # sorted tokens that are summed together where they have one id
 # Tokens times rows of the table up to which the matrix product is taken, by bytes of a number:

@@ -13,15 +13,8 @@ itself; the second pays two of its four products for that. The first also leaves
 import triton
 import triton.language as tl
 
-from kernels.triton.flash_forward import (
-    ANY_NUMBER,
-    LOG2_E,
-    _dot,
-    _keys_seen,
-    _store_tile,
-    _tile,
-    _visible,
-)
+from kernels.triton.arithmetic import LOG2_E, dot
+from kernels.triton.flash_forward import ANY_NUMBER, _keys_seen, _store_tile, _tile, _visible
 
 
 @triton.jit(do_not_specialize=ANY_NUMBER)
@@ -59,15 +52,15 @@ def _dq_kernel(
         for start_n in range(bounds[part], bounds[part + 1], BLOCK_N):
             k = _tile(K, k_strides, batch, head // group, start_n, S, D, BLOCK_N, part != 1)
             v = _tile(V, v_strides, batch, head // group, start_n, S, D, BLOCK_N, part != 1)
-            s = _dot(q, k.T, None, PRECISION)
+            s = dot(q, k.T, None, PRECISION)
             if part != 1:
                 keys = start_n + tl.arange(0, BLOCK_N)
                 visible = _visible(rows[:, None] + shift, keys[None, :], S, window, CAUSAL, WINDOW)
                 s = tl.where(visible, s, float("-inf"))
             p = tl.exp2(s * qk_scale - lse[:, None])
-            dp = _dot(dy, v.T, None, PRECISION)
+            dp = dot(dy, v.T, None, PRECISION)
             ds = p * (dp - delta[:, None])
-            dq = _dot(ds.to(k.dtype), k, dq, PRECISION)
+            dq = dot(ds.to(k.dtype), k, dq, PRECISION)
     _store_tile(DQ, dq * softmax_scale, batch, head, start_m, T, H, D)
 
 
@@ -132,15 +125,15 @@ def _dkv_kernel(
                 dy = _tile(DY, dy_strides, batch, head, start_m, T, D, BLOCK_M, part != 1)
                 lse = _numbers(LSE, batch * H + head, start_m, T, T_padded, BLOCK_M, part != 1)
                 delta = _numbers(DELTA, batch * H + head, start_m, T, T_padded, BLOCK_M, part != 1)
-                s = _dot(k, q.T, None, PRECISION)
+                s = dot(k, q.T, None, PRECISION)
                 if part != 1:
                     queries = start_m + shift + tl.arange(0, BLOCK_M)
                     visible = _visible(queries[None, :], keys[:, None], S, window, CAUSAL, WINDOW)
                     s = tl.where(visible, s, float("-inf"))
                 p = tl.exp2(s * qk_scale - lse[None, :])
-                dv = _dot(p.to(dy.dtype), dy, dv, PRECISION)
-                dp = _dot(v, dy.T, None, PRECISION)
+                dv = dot(p.to(dy.dtype), dy, dv, PRECISION)
+                dp = dot(v, dy.T, None, PRECISION)
                 ds = p * (dp - delta[None, :])
-                dk = _dot(ds.to(q.dtype), q, dk, PRECISION)
+                dk = dot(ds.to(q.dtype), q, dk, PRECISION)
     _store_tile(DK, dk * softmax_scale, batch, kv_head, start_n, S, H_kv, D)
     _store_tile(DV, dv, batch, kv_head, start_n, S, H_kv, D)

@@ -12,10 +12,8 @@ What both passes share stands first: how a tile is fetched, who sees whom, and w
 import triton
 import triton.language as tl
 
-from kernels.triton import launch
+from kernels.triton.arithmetic import LOG2_E, dot
 
-INTERPRETED = tl.constexpr(launch.INTERPRETED)
-LOG2_E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-3.0e38)  # a maximum to start from; finite, so that -inf minus it is not NaN
 
 # These change from call to call, and no instruction gets better by knowing what divides them.
@@ -54,16 +52,6 @@ def _store_tile(X, tile, batch, head, row, n_rows, H, D: tl.constexpr):
     rows, columns = tl.arange(0, tile.shape[0])[:, None], tl.arange(0, tile.shape[1])[None, :]
     inside = (rows < n_rows - row) & (columns < D)
     tl.store(X + rows * (H * D) + columns, tile.to(X.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _dot(a, b, acc, PRECISION: tl.constexpr):
-    """a b, added to `acc` if given, in float32. Triton's interpreter would multiply the bits of bfloat16 as
-    if they were integers; a float32 holds the same numbers."""
-    if INTERPRETED:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
-    else:
-        return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
 @triton.jit
@@ -120,7 +108,7 @@ def _forward_kernel(
     for part in tl.static_range(0 if WINDOW else 1, 3):  # unrolled: one loop without a mask, others with
         for start_n in range(bounds[part], bounds[part + 1], BLOCK_N):
             k = _tile(K, k_strides, batch, head // group, start_n, S, D, BLOCK_N, part != 1)
-            s = _dot(q, k.T, None, PRECISION)
+            s = dot(q, k.T, None, PRECISION)
             if part != 1:
                 keys = start_n + tl.arange(0, BLOCK_N)
                 visible = _visible(rows[:, None] + shift, keys[None, :], S, window, CAUSAL, WINDOW)
@@ -130,7 +118,7 @@ def _forward_kernel(
             p = tl.exp2(s * qk_scale - new_maximum[:, None])
             total = total * shrink + tl.sum(p, 1)
             v = _tile(V, v_strides, batch, head // group, start_n, S, D, BLOCK_N, part != 1)
-            acc = _dot(p.to(v.dtype), v, acc * shrink[:, None], PRECISION)
+            acc = dot(p.to(v.dtype), v, acc * shrink[:, None], PRECISION)
             maximum = new_maximum
 
     _store_tile(Y, acc / total[:, None], batch, head, start_m, T, H, D)

@@ -26,10 +26,8 @@ from torch._subclasses import FakeTensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.checks import check_classes, check_width
+from kernels.triton.arithmetic import LOG2_E, dot
 from kernels.triton.launch import check, empty, gpu, launch, rows
-from kernels.triton.matmul import dot
-
-LOG2E = tl.constexpr(1.4426950408889634)  # exp(x) = exp2(x log2 e): the GPU's instruction is exp2
 
 CHUNK_BYTES = 200 * 2**20  # of e in memory at a time: fewer chunks are fewer additions to dweight
 
@@ -63,7 +61,7 @@ def _lse_kernel(
 
 @triton.jit
 def _exp(x):
-    return tl.exp2(x * LOG2E)
+    return tl.exp2(x * LOG2_E)
 
 
 @triton.jit
@@ -201,7 +199,7 @@ def _exp_logits_kernel(
         columns = first_column + tl.arange(0, BLOCK_N)
         logits = tl.where(columns[None, :] < V, logits, float("-inf"))
         m = tl.max(logits, 1)
-        p = tl.exp2(logits * LOG2E - (m * LOG2E)[:, None])
+        p = tl.exp2(logits * LOG2_E - (m * LOG2_E)[:, None])
         if not AGAIN:
             place = (tile // n_m) * R + rows
             tl.store(m_ptr + place, m, mask=rows < R)

@@ -11,19 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_width
+from kernels.triton.arithmetic import dot
 from kernels.triton.elementwise import sum_middle
-from kernels.triton.launch import INTERPRETED, check, gpu, launch, rows
+from kernels.triton.launch import check, gpu, launch, rows
 
-IN_INTERPRETER = tl.constexpr(bool(INTERPRETED))
 GROUP = tl.constexpr(8)  # rows of tiles that are walked through together
-
-
-@triton.jit
-def dot(a, b, total):
-    """total + a b, summed in fp32. Products of fp32 are exact: tf32 would keep 10 bits of each factor."""
-    if IN_INTERPRETER:  # which takes bfloat16 for integers here
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, total, input_precision="ieee")
 
 
 @triton.jit

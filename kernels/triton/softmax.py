@@ -5,16 +5,15 @@ in one pass (Milakov and Gimelshein, 2018), and once to write the probabilities.
 """
 
 import functools
-import math
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.triton.arithmetic import LOG2_E
 from kernels.triton.launch import check, check_gradient, empty, launch, rows
 
 WIDEST = 32768  # columns that a program holds at a time; wider rows go through it in blocks
-LOG2E = tl.constexpr(math.log2(math.e))  # exp(x) = 2^(x log₂ e), and 2^x is one instruction
 
 
 @triton.jit
@@ -35,7 +34,7 @@ def _softmax_forward(
         scores = _load(x, row, x_stride, columns, mask, -float("inf"))
         scores = tl.where(inside, scores, 0.0)  # rows past the last: -inf - -inf would be NaN
         largest = tl.max(scores, 1, keep_dims=True)
-        e = tl.exp2((scores - largest) * LOG2E)
+        e = tl.exp2((scores - largest) * LOG2_E)
         p = e / tl.sum(e, 1, keep_dims=True)
         tl.store(y + row * C + columns, p.to(y.dtype.element_ty), mask=mask)
     else:
@@ -47,14 +46,14 @@ def _softmax_forward(
             scores = _load(x, row, x_stride, start + columns, mask, -float("inf"))
             new = tl.maximum(largest, scores)
             base = tl.where(new == -float("inf"), 0.0, new)  # nothing met yet: -inf - -inf would be NaN
-            total = total * tl.exp2((largest - base) * LOG2E) + tl.exp2((scores - base) * LOG2E)
+            total = total * tl.exp2((largest - base) * LOG2_E) + tl.exp2((scores - base) * LOG2_E)
             largest = new
         top = tl.max(largest, 1, keep_dims=True)
-        whole = tl.sum(total * tl.exp2((largest - top) * LOG2E), 1, keep_dims=True)
+        whole = tl.sum(total * tl.exp2((largest - top) * LOG2_E), 1, keep_dims=True)
         for start in range(0, C, BLOCK):
             mask = inside & (start + columns < C)
             scores = _load(x, row, x_stride, start + columns, mask, -float("inf"))
-            p = tl.exp2((scores - top) * LOG2E) / whole
+            p = tl.exp2((scores - top) * LOG2_E) / whole
             tl.store(y + row * C + start + columns, p.to(y.dtype.element_ty), mask=mask)
 
 
