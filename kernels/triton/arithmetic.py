@@ -12,7 +12,7 @@ LOG2_E = tl.constexpr(math.log2(math.e))  # exp(x) = 2^(x log₂ e), and 2^x is 
 
 
 @triton.jit
-def dot(a, b, total, PRECISION: tl.constexpr = "ieee"):
+def dot(a, b, total, PRECISION: tl.constexpr = tl.constexpr("ieee")):
     """a b, added to `total` if given, summed in float32.
 
     `PRECISION` is of float32 factors, exact unless given: tf32 would keep 10 bits of each. In bfloat16
