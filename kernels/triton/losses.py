@@ -99,8 +99,8 @@ def cross_entropy_forward(logits: Tensor, targets: Tensor, ignore_index: int = -
     """Mean of -log softmax(logits)[target] over the targets that are not `ignore_index`.
 
     logits `(..., V)` float32, bfloat16 or float16, targets `(...)` integers -> a float32 scalar: 16 bits do
-    not tell a loss of 4.00 from one of 4.01. Logits are read once. A target outside 0 … V-1 makes the loss nan. Raises `ValueError` for shapes or
-    devices that differ, `TypeError` for other dtypes.
+    not tell a loss of 4.00 from one of 4.01. Logits are read once. A target outside 0 … V-1 makes the loss
+    nan. Raises `ValueError` for shapes or devices that differ, `TypeError` for other dtypes.
     """
     check_classes(logits, targets)
     check("cross_entropy", logits, targets)
@@ -305,8 +305,8 @@ def linear_cross_entropy_forward(x: Tensor, weight: Tensor, targets: Tensor, ign
     x `(..., C)` and weight `(V, C)` float32, bfloat16 or float16, targets `(...)` integers -> a float32
     scalar. A target outside 0 … V-1 makes the loss nan. `saved` is e' W in x's shape, 1 / Z `(rows)`,
     e'ᵀ (x / Z) `(V, C)` in float32, the number of targets and the gradients' dtype: the gradients but for
-    two factors, and not the inputs. Where no gradient will be asked for, `linear_cross_entropy_inference` costs a third.
-    Raises `ValueError` for shapes or devices that differ, `TypeError` for other dtypes.
+    two factors, and not the inputs. Where no gradient will be asked for, `linear_cross_entropy_inference`
+    costs a third. Raises `ValueError` for shapes or devices that differ, `TypeError` for other dtypes.
     """
     # Before the division by Z, fp16 could overflow. dweight is a sum over chunks: fp32.
     dx = torch.empty(x.shape, dtype=torch.float32 if x.dtype == torch.float16 else x.dtype, device=x.device)
