@@ -13,6 +13,7 @@ import datetime
 import gc
 import itertools
 import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,10 +32,10 @@ OUTPUT = Path(__file__).resolve().parent.parent / "assets" / "benchmarks" / "tra
 
 GPT2 = preset("gpt2", vocab_size=50_304, bias=False)  # nanoGPT's
 WAYS = {
+    "triton": {"engine": "triton", "compile": False},
     "torch, compiled, torch.optim.AdamW(fused)": {"engine": "torch", "compile": True},
     "torch, compiled": {"engine": "torch", "compile": True},
     "torch": {"engine": "torch", "compile": False},
-    "triton": {"engine": "triton", "compile": False},
     "triton, compiled": {"engine": "triton", "compile": True},
 }
 
@@ -91,16 +92,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     if device.DEVICE.type != "cuda":
         parser.error("these times are a GPU's, and PyTorch sees none here")
-    steps = {way: step_of(way, arguments.batch_size) for way in WAYS}
-    peaks, times = {}, {way: [] for way in WAYS}
+    steps = {way: step_of(way, arguments.batch_size) for way in arguments.ways}
+    peaks, times = {}, {way: [] for way in steps}
     for way, step in steps.items():
+        started = time.perf_counter()
         for i in range(3):
             step(i)
         peaks[way] = peak_mib(step)
+        print(f"{way}: ready after {time.perf_counter() - started:.0f} s", flush=True)
     for turn in range(arguments.turns):
         for way, step in steps.items():
             times[way] += milliseconds(step, 10 * turn, 10)[1:]
