@@ -145,9 +145,11 @@ def test_unknown_presets_are_refused():
 # A step
 
 
-def step_of(recipe: Recipe) -> Step:
-    tokens = np.random.default_rng(0).integers(0, 20, 500)
-    config = recipe.model_of(20)
+TOKENS = np.random.default_rng(0).integers(0, 20, 500)
+
+
+def step_of(recipe: Recipe, tokens: np.ndarray = TOKENS, vocab_size: int = 20) -> Step:
+    config = recipe.model_of(vocab_size)
     batches = Batches(tokens, recipe.batch_size, config.context_length, to=torch.from_numpy)
     return Step(recipe, Transformer(config, recipe.engine), batches)
 
@@ -250,6 +252,20 @@ def test_the_triton_engine_trains_as_the_torch_engine_does(optimizer, precision)
         assert (step - expected).norm() <= 20 * tolerance * expected.norm(), name
         if ours.copy:
             assert torch.equal(ours.copy.model.weights[name], w.to(ours.dtype))
+
+
+@pytest.mark.skipif(not find_spec("triton"), reason="needs Triton")
+def test_a_step_of_the_tales_preset_on_the_triton_engine():
+    """One sequence of it: without a GPU the kernels are interpreted, and sixteen take two minutes."""
+    tokens = np.random.default_rng(0).integers(0, 512, 5000)
+    losses, norms = [], []
+    for engine in ("triton", "torch"):
+        how = Recipe.preset("tales", engine=engine, precision="float32", compile=False, batch_size=1)
+        done = step_of(how, tokens, vocab_size=512)(0)
+        losses.append(done.loss)
+        norms.append(done.norms)
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+    torch.testing.assert_close(*norms, rtol=1e-4, atol=1e-6)
 
 
 # A run
