@@ -53,8 +53,15 @@ def seed(n: int) -> None:
 
 
 def put(array, dtype: torch.dtype | None = None, *, beside: torch.Tensor | None = None) -> torch.Tensor:
-    """An array or tensor as a tensor on `DEVICE`, or where the tensor `beside` is."""
-    return torch.as_tensor(array).to(DEVICE if beside is None else beside.device, dtype)
+    """An array or tensor as a tensor on `DEVICE`, or where the tensor `beside` is.
+
+    What goes to a GPU is copied when its turn comes there, from memory that the GPU reads by itself: from
+    ordinary memory the CPU copies, and waits for all that the GPU still has to do before.
+    """
+    where, x = DEVICE if beside is None else beside.device, torch.as_tensor(array, dtype=dtype)
+    if where.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(where, non_blocking=True)
+    return x.to(where)
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:

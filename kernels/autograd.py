@@ -229,10 +229,12 @@ _parse = functools.cache(ast.literal_eval)
 
 
 def _without_aliases(results: list[Tensor], inputs) -> list[Tensor]:
-    """A custom op's results may share memory neither with its inputs nor with each other."""
+    """A custom op's results may share memory neither with its inputs nor with each other, and a layout that
+    depends on how the inputs lie beside each other is not one that a compiler can know."""
     seen = {x.untyped_storage()._cdata for x in inputs if isinstance(x, Tensor)}
     separate = []
     for x in results:
-        separate.append(x.clone() if x.untyped_storage()._cdata in seen else x)
+        shared = x.untyped_storage()._cdata in seen or not x.is_contiguous()
+        separate.append(x.clone(memory_format=torch.contiguous_format) if shared else x)
         seen.add(separate[-1].untyped_storage()._cdata)
     return separate

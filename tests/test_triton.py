@@ -14,6 +14,7 @@ import torch
 from operation_cases import CASES, TOLERANCE, arguments, draw_like, outputs, run_pair
 from operation_cases import assert_equals_float64_reference as assert_equals_reference
 from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 from course.config import preset
@@ -155,6 +156,17 @@ def test_custom_ops_pass_pytorchs_own_inspection(case):
         for x in arguments(case, torch.float32, DEVICE)
     ]
     torch.library.opcheck(getattr(torch.ops.course_triton, case.operation).default, inputs)
+
+
+def test_a_custom_op_has_one_layout_wherever_its_inputs_lie():
+    """A compiler is told the layout by tensors without data, which are no neighbours of each other."""
+    attention = bind("triton").attention
+    q, k, v = (piece.requires_grad_() for piece in drawn(1, 9, 8, 16).split((4, 2, 2), dim=2))
+    expected = torch.autograd.grad(attention(q, k, v).sum(), (q, k, v))
+    with TorchDispatchMode():  # somebody watches: the pair is two custom ops
+        gradients = torch.autograd.grad(attention(q, k, v).sum(), (q, k, v))
+    for got, exact in zip(gradients, expected, strict=True):
+        assert torch.equal(got, exact) and got.is_contiguous() and not exact.is_contiguous()
 
 
 def test_under_torch_compile_the_gradients_stay():
