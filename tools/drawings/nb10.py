@@ -79,7 +79,7 @@ def rope() -> Figure:
     for i, color in enumerate(colors):
         a, b = 0.1 + (i + 0.5) * cell, 0.1 + (i + 4.5) * cell
         arrow(ax, (a, 2.78), (b, 2.78), color=color, bend=-0.22 - 0.05 * i)
-    ax.text(0.1, 1.6, "pair i turns by t ω_i: the first", fontsize=10, color=INK, va="center")
+    ax.text(0.1, 1.6, r"pair i turns by $t\,\omega_i$: the first", fontsize=10, color=INK, va="center")
     ax.text(0.1, 1.3, "fast, the last hardly at all", fontsize=10, color=INK, va="center")
     for x, title, angle, color in ((6.45, "forward: by θ", 50, BLUE), (9.0, "backward: by -θ", -50, RED)):
         centre = np.array((x, 1.6))
@@ -182,8 +182,9 @@ def table() -> Figure:
                 Rectangle(corner, 1.2, cell - 0.04, facecolor=f"{color}22", edgecolor="white", lw=1.5)
             )
             ax.text(corner[0] + 0.6, y, text, fontsize=9, color=INK, ha="center", va="center")
-        at = bars[name][0] + 0.21
-        arrow(ax, (5.57, y), (6.58 + (length(256) if piece else 0), at), color=f"{color}")
+        bottom = bars[name][0]
+        at = (6.6 + length(256 + n / 2), bottom - 0.02) if piece else (6.58, bottom + 0.21)
+        arrow(ax, (5.57, y), at, color=color)
     return figure
 
 
