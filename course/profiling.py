@@ -22,13 +22,17 @@ from course import device
 KINDS = ("matrix products", "attention", "norms", "elementwise", "loss", "optimizer")
 
 # Of other people's kernels, by what their names have in common; the first that fits decides. Attention comes
-# before the products: its kernels are built from CUTLASS's too. Names that fit nothing are elementwise.
+# before the products: its kernels are built from CUTLASS's too. A kernel that `torch.compile` fused is named
+# after all that is in it. Names that fit nothing are elementwise.
 _PATTERNS = (
     ("optimizer", r"adam|foreach|multi_tensor_apply"),
     ("attention", r"flash|sdpa|fmha|scaled_dot_product"),
-    ("loss", r"log_softmax|softmax_warp|cunn_softmax|nll_loss|cross_entropy"),
-    ("norms", r"(rms|layer)_?norm|GammaBeta"),
-    ("matrix products", r"gemm|gemv|cutlass|cublas|nvjet|xmma|splitk|(^|\.|_)(add|b|badd)?b?mm(\.|_|$)"),
+    ("loss", r"softmax|nll_loss|cross_entropy"),
+    ("norms", r"(rms|layer)_?norm|rsqrt|GammaBeta|cuComputeGradInput"),
+    (
+        "matrix products",
+        r"gemm|gemv|cutlass|cublas|nvjet|xmma|splitk|^triton_(mm|bmm|tem)|^(add|b|baddb)?mm(\.|$)",
+    ),
 )
 # Of the course's, by the file of `kernels.triton` in which they stand.
 _FILES = {
@@ -97,7 +101,7 @@ def kernels_of(function: Callable[[], object], runs: int = 1) -> list[Kernel]:
         raise RuntimeError("kernels_of needs a GPU; on a CPU, operations_of counts operations.")
     activities = [torch.profiler.ProfilerActivity.CUDA]
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
+    with torch.profiler.profile(activities=activities) as profile:
         for _ in range(runs):
             function()
         torch.cuda.synchronize()
