@@ -9,6 +9,7 @@ from torch._subclasses import FakeTensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.checks import check_attention
+from kernels.packed import empty_beside
 from kernels.triton.arithmetic import LOG2_E
 from kernels.triton.flash_backward import _dkv_kernel, _dq_kernel
 from kernels.triton.flash_forward import _forward_kernel
@@ -168,7 +169,10 @@ def attention_forward(
 
 
 def attention_backward(dy: Tensor, saved: tuple):
-    """-> dq, dk, dv, dsink (None without a sink). dy `(B, T, H, D)`, of any strides."""
+    """-> dq, dk, dv, dsink (None without a sink). dy `(B, T, H, D)`, of any strides.
+
+    The gradients of q, k and v that are neighbours in one array are neighbours in one, too.
+    """
     q, k, v, sink, y, lse, causal, window, softmax_scale = saved
     check("attention", q, dy)
     if dy.shape != y.shape:
@@ -176,7 +180,7 @@ def attention_backward(dy: Tensor, saved: tuple):
             f"attention: dy {tuple(dy.shape)} must have the shape of the output, {tuple(y.shape)}."
         )
     (B, T, H, D), (S, H_kv) = q.shape, k.shape[1:3]
-    dq, dk, dv = map(empty, (q, k, v))
+    dq, dk, dv = empty_beside(q, k, v)
     delta = torch.empty_like(lse)
 
     q, scale, sign = _nonnegative(q, softmax_scale)
@@ -191,7 +195,7 @@ def attention_backward(dy: Tensor, saved: tuple):
     launch(
         _dq_kernel,
         (n_blocks * B * H,),
-        dq,
+        dq, dq.stride(1),
         *_heads(q, BLOCK_M, descriptors),
         *_heads(k, BLOCK_N, descriptors),
         *_heads(v, BLOCK_N, descriptors),
@@ -205,7 +209,7 @@ def attention_backward(dy: Tensor, saved: tuple):
     launch(
         _dkv_kernel,
         (-(-S // BLOCK_N) * B * H_kv,),
-        dk, dv,
+        dk, dv, dk.stride(1),
         *_heads(q, BLOCK_M, descriptors),
         *_heads(k, BLOCK_N, descriptors),
         *_heads(v, BLOCK_N, descriptors),
