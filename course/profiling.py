@@ -101,7 +101,7 @@ def kernels_of(function: Callable[[], object], runs: int = 1) -> list[Kernel]:
         raise RuntimeError("kernels_of needs a GPU; on a CPU, operations_of counts operations.")
     activities = [torch.profiler.ProfilerActivity.CUDA]
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         for _ in range(runs):
             function()
         torch.cuda.synchronize()
