@@ -25,7 +25,7 @@ from types import SimpleNamespace
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack, is_in_torch_dispatch_mode
 
 import kernels
 from kernels.operations import OPERATIONS, Operation
@@ -75,7 +75,7 @@ def differentiable(engine: str, name: str) -> Callable:
             call = signature.bind(*args, **kwargs)
             call.apply_defaults()
             args = call.args
-        watched = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+        watched = torch.compiler.is_compiling() or (is_in_torch_dispatch_mode() and not _transparent())
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
             return as_custom_op(*args) if watched else as_function(*args)
         if inference is not None:
@@ -83,6 +83,11 @@ def differentiable(engine: str, name: str) -> Callable:
         return as_custom_op(*args) if watched else forward(*args)[0]
 
     return apply
+
+
+def _transparent() -> bool:
+    """Whether all who watch want to see what the pair does, and not one opaque operation."""
+    return all(getattr(mode, "transparent", False) for mode in _get_current_dispatch_mode_stack())
 
 
 def _function(operation: Operation, forward: Callable, backward: Callable) -> Callable:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     ("config", "device"),
     ("data", "tokenizer", "optim", "initial", "manual", "model"),
-    ("training", "inference", "runlog", "run_folder", "flops", "checkpoint", "distributed"),
+    ("training", "inference", "runlog", "run_folder", "flops", "checkpoint", "distributed", "profiling"),
     ("plots", "widgets", "assembly", "exercises", "doctor", "cli", "__main__"),
 )
 

@@ -13,19 +13,23 @@ from course.exercises.checking import Wrong
 _ARITHMETIC = {
     "add", "sub", "mul", "div", "exp", "log", "sum", "mean", "max", "amax", "logsumexp", "softmax",
     "_softmax", "log_softmax", "_log_softmax", "addcmul", "mm", "bmm", "addmm", "baddbmm", "exp2", "rsub",
+    "addcdiv", "sigmoid", "silu", "sqrt", "rsqrt", "pow", "clamp", "minimum", "neg", "lerp",
 }  # fmt: skip
 
 
 class _OnlyKernels(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         name = operation.overloadpacket.__name__
+        if name == "_local_scalar_dense":
+            raise Wrong("A tensor was turned into a Python number here: for that the CPU waits for the GPU.")
         if name.rstrip("_") in _ARITHMETIC or name in _ARITHMETIC:
             raise Wrong(f"PyTorch computed `{name}` here: all arithmetic should happen in your kernel.")
         return operation(*args, **(kwargs or {}))
 
 
 @contextmanager
-def _only_kernels() -> Iterator[None]:
+def only_kernels() -> Iterator[None]:
+    """Raises `Wrong` if PyTorch computes anything inside, or fetches a number from the GPU."""
     with _OnlyKernels():
         yield
     if device.DEVICE.type == "cuda":
@@ -34,7 +38,7 @@ def _only_kernels() -> Iterator[None]:
 
 def call(function, *arguments, shape: tuple, dtype: torch.dtype) -> torch.Tensor:
     """`function(*arguments)`; raises `Wrong` if PyTorch computed in it, or for another shape or dtype."""
-    with _only_kernels():
+    with only_kernels():
         y = function(*arguments)
     if not isinstance(y, torch.Tensor):
         raise Wrong(f"The function should return a tensor, and returns a {type(y).__name__}.")
