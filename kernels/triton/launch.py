@@ -1,13 +1,13 @@
 """What every operation of this engine does before its kernel runs: check, look at the GPU, launch."""
 
 import functools
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 from torch._subclasses import FakeTensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 INTERPRETED = triton.knobs.runtime.interpret  # Triton decides it when a kernel is defined, so do we
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -33,24 +33,27 @@ def check(operation: str, *tensors: Tensor | None) -> None:
             continue
         if x.device != device:
             raise ValueError(f"{operation}: tensors on {device} and on {x.device}; put all on one device.")
-        if not x.dtype.is_floating_point:
+        its = x.dtype
+        if its is dtype or not its.is_floating_point:
             continue
-        if x.dtype not in DTYPES:
+        if its not in DTYPES:
             raise TypeError(
                 f"{operation}: the triton engine computes in float32, bfloat16 and float16, not in "
-                f"{str(x.dtype).removeprefix('torch.')}."
+                f"{str(its).removeprefix('torch.')}."
             )
-        if dtype is not None and x.dtype != dtype:
-            raise TypeError(f"{operation}: tensors of {dtype} and of {x.dtype}; convert all to one dtype.")
-        dtype = x.dtype
-    if device.type == "cpu" and not INTERPRETED:
+        if dtype is not None:
+            raise TypeError(f"{operation}: tensors of {dtype} and of {its}; convert all to one dtype.")
+        dtype = its
+    if device.type == "cuda":
+        return
+    if device.type != "cpu":
+        raise ValueError(f"{operation}: the triton engine has no kernels for tensors on {device}.")
+    if not INTERPRETED:
         raise RuntimeError(
             f"{operation}: Triton's kernels run on a GPU, and these tensors are on the CPU. Move them with "
             '.to("cuda"), or set the environment variable TRITON_INTERPRET=1 before Python starts: '
             "Triton then interprets its kernels on the CPU, slowly."
         )
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"{operation}: the triton engine has no kernels for tensors on {device}.")
 
 
 def check_gradient(operation: str, dy: Tensor, y: Tensor) -> None:
@@ -75,19 +78,22 @@ def _gpu(device: torch.device) -> Gpu:
     return Gpu(capability, properties.multi_processor_count, properties.shared_memory_per_block_optin)
 
 
-_HERE = nullcontext()
 _compiled: dict[tuple, tuple] = {}
+_KIND = ~0x7FFFFFF0  # of an integer: its four lowest bits, and those beyond 32-bit numbers
 
 
 def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> None:
     """`kernel[grid](*arguments, **options)` on the GPU of the first argument, a tensor.
 
-    A tensor of shapes only, under `torch.compile`'s tracing, launches nothing. Nor does an empty grid.
+    The kernel's constants, its `tl.constexpr`, come after all other arguments. A tensor of shapes only, under
+    `torch.compile`'s tracing, launches nothing. Nor does an empty grid.
 
     Triton looks at every argument at every call, to find the machine code that was compiled for its like:
-    longer than a small kernel runs. So that code is kept here, under a key that is quicker to make. The key
-    has numbers by value, where Triton only asks whether they are 1 or multiples of 16, and of a tensor what
-    Triton asks too: its dtype, and whether its address is a multiple of 16.
+    longer than a small kernel runs. So that code is kept here, under a key that is quicker to make and tells
+    apart all that Triton does. That is, of a tensor, its dtype and whether its address is a multiple of 16; of
+    an integer, whether it is 1, whether it is a multiple of 16, and whether 32 bits hold it; of another number
+    its type; of tuples, constants and options everything. And addresses are passed on as numbers: of a
+    tensor Triton would ask the driver, every time, whether the GPU can reach it.
     """
     x = arguments[0]
     if isinstance(x, FakeTensor):
@@ -95,33 +101,68 @@ def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> None:
     if INTERPRETED:
         kernel[grid](*arguments, **options)
         return
-    index = x.device.index  # Triton launches on the current GPU, which may be another than x's
-    with _HERE if index == torch.cuda.current_device() else torch.cuda.device(index):
-        key = (
-            kernel,
-            index,
-            *[(a.dtype, a.data_ptr() % 16 == 0) if isinstance(a, Tensor) else a for a in arguments],
-            *options.values(),
-        )
-        try:
-            found = _compiled.get(key)
-        except TypeError:  # an argument without a hash, such as a tensor descriptor
-            kernel[grid](*arguments, **options)
-            return
-        if found:
-            compiled, constants = found
-            compiled[(*grid, 1, 1)](*arguments, *constants)
-            return
-        if len(_compiled) >= 4096:  # lengths that change at every call
+    device = x.get_device()
+    if device != torch.accelerator.current_device_index():  # on which Triton would launch
+        with torch.cuda.device(device):
+            return launch(kernel, grid, *arguments, **options)
+    first_constant = kernel.constexprs[0]
+    key = [kernel.fn, device, *arguments[first_constant:], *options.values()]
+    values = []
+    for a in arguments[:first_constant]:
+        kind = type(a)
+        if kind is int:
+            key.append(a & _KIND if a != 1 else kind)
+        elif isinstance(a, Tensor):
+            key.append(a.dtype)
+            a = a.data_ptr()
+            key.append(a % 16 == 0)
+        elif kind is TensorDescriptor:
+            key += a.base.dtype, *a.block_shape
+        else:
+            key.append(a if kind is tuple else kind)
+        values.append(a)
+    key = tuple(key)
+    found = _compiled.get(key)
+    watched = triton.knobs.runtime  # by a profiler, perhaps
+    if found is None or watched.launch_enter_hook.calls or watched.launch_exit_hook.calls:
+        compiled = kernel[grid](*arguments, **options)
+        if len(_compiled) >= 4096:  # strides that change at every call
             _compiled.clear()
-        named = {name: value for name, value in options.items() if name in kernel.arg_names}
-        call = kernel.signature.bind(*arguments, **named)
-        call.apply_defaults()
-        _compiled[key] = kernel[grid](*arguments, **options), call.args[len(arguments) :]
+        unread = (None,) * len(kernel.constexprs)  # constants have become part of the code
+        _compiled[key] = compiled.run, compiled.function, compiled.packed_metadata, unread
+        return
+    run, function, metadata, unread = found
+    stream = triton.runtime.driver.active.get_current_stream(device)
+    run(*(*grid, 1, 1)[:3], stream, function, metadata, None, None, None, *values, *unread)
 
 
 def _without_data(kernel, grid, arguments, options) -> None:
     """Nothing to compute. `kernels.triton.ahead` puts its compiler here."""
+
+
+def tiles(x: Tensor, shape: tuple, strides: tuple, block: tuple) -> TensorDescriptor:
+    """From where the copy engine fetches tiles of shape `block` of an array at x's address.
+
+    One that was made before is returned again: Triton's checks take longer than all of a launch.
+    """
+    if INTERPRETED or isinstance(x, FakeTensor):
+        return TensorDescriptor(x, list(shape), list(strides), list(block))
+    return _tiles(_Address(x.data_ptr(), x.dtype), shape, strides, block)
+
+
+class _Address(NamedTuple):
+    """What Triton asks of a descriptor's tensor. The tensor itself would stay in memory with the descriptor."""
+
+    address: int
+    dtype: torch.dtype
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+@functools.lru_cache(maxsize=1024)
+def _tiles(base: _Address, shape: tuple, strides: tuple, block: tuple) -> TensorDescriptor:
+    return TensorDescriptor(base, list(shape), list(strides), list(block))
 
 
 def empty(x: Tensor) -> Tensor:
