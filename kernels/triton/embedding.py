@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.triton.arithmetic import dot
 from kernels.triton.elementwise import sum_middle
-from kernels.triton.launch import check, gpu, launch, rows
+from kernels.triton.launch import check, gpu, launch, matrix
 
 PIECE = 32  # sorted tokens that are summed together where they have one id
 # Tokens times rows of the table up to which the matrix product is taken, by bytes of a number:
@@ -114,7 +114,7 @@ def embedding_forward(ids: Tensor, weight: Tensor):
     check("embedding", weight, ids)
     if ids.is_floating_point():
         raise TypeError(f"embedding: ids must be integers, not {ids.dtype}.")
-    (V, C), weight = weight.shape, rows(weight)
+    (V, C), weight = weight.shape, matrix(weight)
     y = torch.empty((*ids.shape, C), dtype=weight.dtype, device=weight.device)
     BLOCK_C = min(triton.next_power_of_2(C), 256)
     BLOCK_N = max(2048 // BLOCK_C, 1)
@@ -131,7 +131,7 @@ def embedding_backward(dy: Tensor, saved: tuple) -> Tensor:
     check("embedding", dy, ids)
     if dy.shape[:-1] != ids.shape:
         raise ValueError(f"embedding: ids {tuple(ids.shape)} have no gradient {tuple(dy.shape)}.")
-    dy, ids = rows(dy), ids.reshape(-1)
+    dy, ids = matrix(dy), ids.reshape(-1)
     return (
         _by_one_hot(dy, ids, V) if V * ids.numel() <= ONE_HOT[dy.element_size()] else _by_sorting(dy, ids, V)
     )

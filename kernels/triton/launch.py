@@ -109,10 +109,12 @@ def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> None:
     key = [kernel.fn, device, *arguments[first_constant:], *options.values()]
     values = []
     for a in arguments[:first_constant]:
-        kind = type(a)
+        kind = type(a)  # asked in the order of how quickly it is answered
         if kind is int:
             key.append(a & _KIND if a != 1 else kind)
-        elif isinstance(a, Tensor):
+        elif a is None or kind is float:
+            key.append(kind)
+        elif kind is Tensor or isinstance(a, Tensor):
             key.append(a.dtype)
             a = a.data_ptr()
             key.append(a % 16 == 0)
@@ -170,12 +172,21 @@ def empty(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def rows(x: Tensor) -> Tensor:
-    """`(..., C)` as `(rows, C)` with neighbouring features and any distance between rows.
+def rows(x: Tensor) -> tuple[Tensor, int, int]:
+    """What x `(..., C)` is as rows: a tensor that begins with the first, their number, their distance.
 
-    A view of all layouts that a model makes. One with gaps between features is copied: a kernel that read
-    it in place would fetch the gaps too, once for every pass.
+    Features are neighbours, and the rows lie at one distance: the layouts that a model makes are taken as they
+    are. One with gaps between features is copied: a kernel that read it in place would fetch the gaps too,
+    once for every pass.
     """
+    if x.is_contiguous():
+        return x, x.numel() // x.shape[-1], x.shape[-1]
+    x = matrix(x)
+    return x, x.shape[0], x.stride(0)
+
+
+def matrix(x: Tensor) -> Tensor:
+    """`(..., C)` as `(rows, C)`, a view wherever `rows` would not copy."""
     if x.dim() != 2:
         x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 else x.contiguous()

@@ -27,7 +27,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.checks import check_classes, check_width
 from kernels.triton.arithmetic import LOG2_E, dot
-from kernels.triton.launch import check, empty, gpu, launch, rows
+from kernels.triton.launch import check, empty, gpu, launch, matrix
 
 CHUNK_BYTES = 200 * 2**20  # of e in memory at a time: fewer chunks are fewer additions to dweight
 
@@ -105,7 +105,7 @@ def cross_entropy_forward(logits: Tensor, targets: Tensor, ignore_index: int = -
     check_classes(logits, targets)
     check("cross_entropy", logits, targets)
     V, N = logits.shape[-1], targets.numel()
-    flat, labels = rows(logits), targets.reshape(-1).contiguous()
+    flat, labels = matrix(logits), targets.reshape(-1).contiguous()
     lse, losses = (_numbers(logits, N) for _ in range(2))
     block = min(triton.next_power_of_2(V), 8192)
     launch(
@@ -119,7 +119,7 @@ def cross_entropy_forward(logits: Tensor, targets: Tensor, ignore_index: int = -
 def cross_entropy_backward(dy: Tensor, saved: tuple) -> Tensor:
     """-> dlogits = (softmax(logits) - one_hot(targets)) / number of targets."""
     logits, targets, lse, count, ignore_index = saved
-    V, flat = logits.shape[-1], rows(logits)
+    V, flat = logits.shape[-1], matrix(logits)
     dlogits = empty(logits)
     block = min(triton.next_power_of_2(V), 4096)
     launch(
@@ -346,7 +346,7 @@ def _loss(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, dx=None
             f"got {tuple(targets.shape)}."
         )
     (V, C), N = weight.shape, targets.numel()
-    x, weight, labels = _for_tma(rows(x)), _for_tma(rows(weight)), targets.reshape(-1).contiguous()
+    x, weight, labels = _for_tma(matrix(x)), _for_tma(matrix(weight)), targets.reshape(-1).contiguous()
     numbers = _numbers(x, 5, N)  # of each row: picked, losses, lse, reference, scale
     launch(
         _target_logits_kernel, (triton.cdiv(N, 8),), x, weight, labels, numbers,

@@ -13,7 +13,7 @@ from torch import Tensor
 from kernels.checks import check_width
 from kernels.triton.arithmetic import dot
 from kernels.triton.elementwise import sum_middle
-from kernels.triton.launch import check, gpu, launch, rows
+from kernels.triton.launch import check, gpu, launch, matrix
 
 GROUP = tl.constexpr(8)  # rows of tiles that are walked through together
 
@@ -88,7 +88,7 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None):
     check_width("linear", x, weight.shape[1])
     check("linear", x, weight, bias)
     bias_values = None if bias is None else bias.contiguous()
-    y = _matmul(rows(x), weight.t(), bias_values).view(*x.shape[:-1], weight.shape[0])
+    y = _matmul(matrix(x), weight.t(), bias_values).view(*x.shape[:-1], weight.shape[0])
     return y, (x, weight, bias is not None)
 
 
@@ -100,8 +100,8 @@ def linear_backward(dy: Tensor, saved: tuple):
         raise ValueError(
             f"linear: x {tuple(x.shape)} and weight {tuple(weight.shape)} have no gradient {tuple(dy.shape)}."
         )
-    flat = rows(dy)
+    flat = matrix(dy)
     dx = _matmul(flat, weight).view(x.shape)
-    dweight = _matmul(flat.t(), rows(x))
+    dweight = _matmul(flat.t(), matrix(x))
     dbias = sum_middle(flat.unsqueeze(0), dy.dtype).view(-1) if has_bias else None
     return dx, dweight, dbias
