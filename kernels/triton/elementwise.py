@@ -91,6 +91,8 @@ def _three(x: Tensor) -> Tensor:
 
 def _sum_to(gradient: Tensor, shape: tuple) -> Tensor:
     """Undo broadcasting: sum `gradient` over every dimension along which `shape` was repeated."""
+    if gradient.shape == shape:
+        return gradient
     full = (1,) * (gradient.dim() - len(shape)) + tuple(shape)
     for i, size in enumerate(full):
         if size != gradient.shape[i]:
@@ -104,7 +106,7 @@ def _sum_to(gradient: Tensor, shape: tuple) -> Tensor:
 
 def _check_gradient(operation: str, dy: Tensor, *shapes: tuple) -> None:
     check(operation, dy)
-    if dy.shape != torch.broadcast_shapes(*shapes):
+    if any(dy.shape != shape for shape in shapes) and dy.shape != torch.broadcast_shapes(*shapes):
         raise ValueError(f"{operation}: a gradient {tuple(dy.shape)} is not what {shapes} broadcast to.")
 
 
