@@ -12,7 +12,7 @@ from kernels.checks import check_attention
 from kernels.triton.arithmetic import LOG2_E
 from kernels.triton.flash_backward import _dkv_kernel, _dq_kernel
 from kernels.triton.flash_forward import _forward_kernel
-from kernels.triton.launch import INTERPRETED, Gpu, check, empty, gpu, launch
+from kernels.triton.launch import INTERPRETED, Gpu, check, empty, gpu, launch, tiles
 
 WIDEST_HEAD = 256
 COPY_ENGINE = 90  # compute capability (times ten) from which tensor descriptors are fetched in hardware
@@ -103,14 +103,14 @@ def _heads(x: Tensor, BLOCK: int, descriptors: bool) -> tuple:
     if not descriptors:
         return x, strides
     (B, T, H, D), width = x.shape, max(16, 1 << (x.shape[3] - 1).bit_length())
-    shape, order = [B, H, T, D], [strides[0], strides[2], strides[1], 1]
-    return TensorDescriptor(x, shape, order, [1, 1, BLOCK, width]), strides
+    order = (strides[0], strides[2], strides[1], 1)
+    return tiles(x, (B, H, T, D), order, (1, 1, BLOCK, width)), strides
 
 
 def _per_query(x: Tensor, T: int, BLOCK: int, descriptors: bool) -> Tensor | TensorDescriptor:
     """x `(B, H, T_padded)` itself, or the descriptor of a `(B H, T)` made of tiles `(1, BLOCK)`."""
     B, H, T_padded = x.shape
-    return TensorDescriptor(x, [B * H, T], [T_padded, 1], [1, BLOCK]) if descriptors else x
+    return tiles(x, (B * H, T), (T_padded, 1), (1, BLOCK)) if descriptors else x
 
 
 def _nonnegative(q: Tensor, softmax_scale: float) -> tuple[Tensor, float, int]:

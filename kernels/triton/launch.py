@@ -90,10 +90,10 @@ def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> None:
 
     Triton looks at every argument at every call, to find the machine code that was compiled for its like:
     longer than a small kernel runs. So that code is kept here, under a key that is quicker to make and tells
-    apart all that Triton does. That is, of a tensor, its dtype and whether its address is a multiple of 16; of
-    an integer, whether it is 1, whether it is a multiple of 16, and whether 32 bits hold it; of another number
-    its type; of tuples, constants and options everything. And addresses are passed on as numbers: of a
-    tensor Triton would ask the driver, every time, whether the GPU can reach it.
+    apart all that Triton does: of a tensor its dtype, and whether its address is a multiple of 16; of an
+    integer whether it is 1, whether it is a multiple of 16, and whether 32 bits hold it; of another number
+    its type; of tuples, constants and options everything. And addresses are passed on as numbers: of every
+    tensor Triton would ask the driver, at every call, whether the GPU can reach it.
     """
     x = arguments[0]
     if isinstance(x, FakeTensor):
@@ -153,7 +153,7 @@ def tiles(x: Tensor, shape: tuple, strides: tuple, block: tuple) -> TensorDescri
 
 
 class _Address(NamedTuple):
-    """What Triton asks of a descriptor's tensor. The tensor itself would stay in memory with the descriptor."""
+    """What Triton asks of a descriptor's tensor. With the tensor itself, its memory would be kept too."""
 
     address: int
     dtype: torch.dtype
@@ -167,17 +167,26 @@ def _tiles(base: _Address, shape: tuple, strides: tuple, block: tuple) -> Tensor
     return TensorDescriptor(base, list(shape), list(strides), list(block))
 
 
+def cdiv(a: int, b: int) -> int:
+    """a / b rounded up; `triton.cdiv`, which kernels can call too, takes thirty times as long."""
+    return -(-a // b)
+
+
+def power_of_2(n: int, most: int) -> int:
+    """The smallest power of 2 that is not below n, but at most `most`, itself one."""
+    return most if n >= most else 1 << (max(int(n), 1) - 1).bit_length()
+
+
 def empty(x: Tensor) -> Tensor:
     """A contiguous tensor like x, with nothing in it yet."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def rows(x: Tensor) -> tuple[Tensor, int, int]:
-    """What x `(..., C)` is as rows: a tensor that begins with the first, their number, their distance.
+    """x `(..., C)` as rows at one distance: a tensor that begins with the first, their number, the distance.
 
-    Features are neighbours, and the rows lie at one distance: the layouts that a model makes are taken as they
-    are. One with gaps between features is copied: a kernel that read it in place would fetch the gaps too,
-    once for every pass.
+    Layouts that a model makes are taken as they are. One with gaps between features is copied: a kernel that
+    read it in place would fetch the gaps too, once for every pass.
     """
     if x.is_contiguous():
         return x, x.numel() // x.shape[-1], x.shape[-1]

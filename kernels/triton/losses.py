@@ -23,11 +23,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch._subclasses import FakeTensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.checks import check_classes, check_width
 from kernels.triton.arithmetic import LOG2_E, dot
-from kernels.triton.launch import check, empty, gpu, launch, matrix
+from kernels.triton.launch import cdiv, check, empty, gpu, launch, matrix, power_of_2, tiles
 
 CHUNK_BYTES = 200 * 2**20  # of e in memory at a time: fewer chunks are fewer additions to dweight
 
@@ -107,7 +106,7 @@ def cross_entropy_forward(logits: Tensor, targets: Tensor, ignore_index: int = -
     V, N = logits.shape[-1], targets.numel()
     flat, labels = matrix(logits), targets.reshape(-1).contiguous()
     lse, losses = (_numbers(logits, N) for _ in range(2))
-    block = min(triton.next_power_of_2(V), 8192)
+    block = power_of_2(V, 8192)
     launch(
         _lse_kernel, (N,), flat, labels, lse, losses, V, flat.stride(0), ignore_index,
         BLOCK=block, num_warps=min(max(block // 512, 1), 8),
@@ -121,9 +120,9 @@ def cross_entropy_backward(dy: Tensor, saved: tuple) -> Tensor:
     logits, targets, lse, count, ignore_index = saved
     V, flat = logits.shape[-1], matrix(logits)
     dlogits = empty(logits)
-    block = min(triton.next_power_of_2(V), 4096)
+    block = power_of_2(V, 4096)
     launch(
-        _dlogits_kernel, (flat.shape[0] * triton.cdiv(V, block),),
+        _dlogits_kernel, (flat.shape[0] * cdiv(V, block),),
         dy, flat, targets.reshape(-1).contiguous(), lse, count, dlogits, V, flat.stride(0), ignore_index,
         BLOCK=block, num_warps=min(max(block // 512, 1), 8),
     )  # fmt: skip
@@ -330,8 +329,8 @@ def _scaled(dy: Tensor, x: Tensor, scale: Tensor | None, count: Tensor) -> Tenso
     C = x.shape[-1]
     y, N = torch.empty(x.shape, dtype=dy.dtype, device=x.device), x.numel() // C
     launch(
-        _scale_kernel, (triton.cdiv(N, 4),), dy, x, scale, count, y, N, C,
-        BLOCK_N=4, BLOCK_C=min(triton.next_power_of_2(C), 1024),
+        _scale_kernel, (cdiv(N, 4),), dy, x, scale, count, y, N, C,
+        BLOCK_N=4, BLOCK_C=power_of_2(C, 1024),
     )  # fmt: skip
     return y
 
@@ -349,15 +348,15 @@ def _loss(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, dx=None
     x, weight, labels = _for_tma(matrix(x)), _for_tma(matrix(weight)), targets.reshape(-1).contiguous()
     numbers = _numbers(x, 5, N)  # of each row: picked, losses, lse, reference, scale
     launch(
-        _target_logits_kernel, (triton.cdiv(N, 8),), x, weight, labels, numbers,
+        _target_logits_kernel, (cdiv(N, 8),), x, weight, labels, numbers,
         N, V, C, x.stride(0), weight.stride(0), ignore_index,
-        BLOCK_N=8, BLOCK_C=min(triton.next_power_of_2(C), 512),
+        BLOCK_N=8, BLOCK_C=power_of_2(C, 512),
     )  # fmt: skip
 
     # Chunks of one size, as few as fit. 16,384 rows fill any GPU.
     most = max(min(CHUNK_BYTES // (V * x.element_size()), 16384), 16)
-    size = 16 * triton.cdiv(N, 16 * triton.cdiv(N, most))
-    n_tiles = triton.cdiv(V, _config(x)["BLOCK_N"])
+    size = 16 * cdiv(N, 16 * cdiv(N, most))
+    n_tiles = cdiv(V, _config(x)["BLOCK_N"])
     m, s = (_numbers(x, n_tiles, size) for _ in range(2))
     e, x_scaled = (None, None) if dx is None else (_padded(x, size, V), x.new_empty(size, C))
     # Above it, Z = exp(loss) leaves the range in which e's dtype is precise.
@@ -368,15 +367,15 @@ def _loss(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, dx=None
         picked, losses, lse, reference, scale = numbers.narrow(1, start, R).unbind()
         _exp_logits(chunk, weight, e, losses, picked, m, s, limit, again=False)
         launch(
-            _rows_kernel, (triton.cdiv(R, 8),), label, picked, m, s, losses, lse, reference, scale,
+            _rows_kernel, (cdiv(R, 8),), label, picked, m, s, losses, lse, reference, scale,
             chunk, x_scaled, R, C, chunk.stride(0), n_tiles, ignore_index, limit,
-            BLOCK_R=8, BLOCK_T=128, BLOCK_C=min(triton.next_power_of_2(C), 512),
+            BLOCK_R=8, BLOCK_T=128, BLOCK_C=power_of_2(C, 512),
         )  # fmt: skip
         if dx is None:
             continue
         _exp_logits(chunk, weight, e, losses, reference, m, s, limit, again=True)
         launch(
-            _subtract_targets_kernel, (triton.cdiv(R, 128),), e, label, reference, lse,
+            _subtract_targets_kernel, (cdiv(R, 128),), e, label, reference, lse,
             R, V, e.stride(0), ignore_index, BLOCK=128,
         )  # fmt: skip
         e_rows, x_rows = e.narrow(0, 0, R), x_scaled.narrow(0, 0, R)
@@ -392,10 +391,10 @@ def _exp_logits(x, weight, e, losses, reference, m, s, limit: float, again: bool
     config = _config(x)
     programs = gpu(x).processors * config.pop("per_processor")
     M, N, K = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
-    x_desc, weight_desc = (TensorDescriptor.from_tensor(*y) for y in ((x, [M, K]), (weight, [N, K])))
-    e_desc = None if e is None else TensorDescriptor.from_tensor(e, [M, N // 2])
     launch(
-        _exp_logits_kernel, (programs,), losses, reference, m, s, x_desc, weight_desc, e_desc, R, V, C, limit,
+        _exp_logits_kernel, (programs,), losses, reference, m, s,
+        tiles(x, (R, C), x.stride(), (M, K)), tiles(weight, (V, C), weight.stride(), (N, K)),
+        None if e is None else tiles(e, e.shape, e.stride(), (M, N // 2)), R, V, C, limit,
         AGAIN=again, PROGRAMS=programs, **config,
     )  # fmt: skip
 
@@ -415,7 +414,7 @@ def _multiply_add(out: Tensor, a: Tensor, b: Tensor, beta: int) -> None:
 def _padded(like: Tensor, n_rows: int, columns: int) -> Tensor:
     """`(n_rows, columns)` whose rows begin at multiples of 16 bytes."""
     step = 16 // like.element_size()
-    return like.new_empty(n_rows, triton.cdiv(columns, step) * step).narrow(1, 0, columns)
+    return like.new_empty(n_rows, cdiv(columns, step) * step).narrow(1, 0, columns)
 
 
 def _for_tma(x: Tensor) -> Tensor:

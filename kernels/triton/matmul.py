@@ -13,7 +13,7 @@ from torch import Tensor
 from kernels.checks import check_width
 from kernels.triton.arithmetic import dot
 from kernels.triton.elementwise import sum_middle
-from kernels.triton.launch import check, gpu, launch, matrix
+from kernels.triton.launch import cdiv, check, gpu, launch, matrix
 
 GROUP = tl.constexpr(8)  # rows of tiles that are walked through together
 
@@ -53,7 +53,7 @@ def _matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a b + bias. a `(M, K)` and b `(K, N)` of any strides -> `(M, N)`."""
     (M, K), N = a.shape, b.shape[1]
     config, split = _config(a, M, N, K)
-    tiles = triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"])
+    tiles = cdiv(M, config["BLOCK_M"]) * cdiv(N, config["BLOCK_N"])
     dtype = a.dtype if split == 1 else torch.float32
     c = torch.empty((split, M, N), dtype=dtype, device=a.device)
     launch(
@@ -74,9 +74,9 @@ def _config(a: Tensor, M: int, N: int, K: int) -> tuple[dict, int]:
         config = dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=32, num_warps=4, num_stages=3)
     else:
         config = dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=64, num_warps=8, num_stages=3)
-    tiles = triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"])
+    tiles = cdiv(M, config["BLOCK_M"]) * cdiv(N, config["BLOCK_N"])
     # A part has at least 512 terms: shorter ones cost more to add up than they save.
-    return config, max(min(triton.cdiv(2 * processors, max(tiles, 1)), K // 512), 1)
+    return config, max(min(cdiv(2 * processors, max(tiles, 1)), K // 512), 1)
 
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None):

@@ -88,8 +88,8 @@ def _norm_backward(
     """ROWS rows at a time, the programs taking turns: dx of each row, and the sums for dweight and dbias.
 
     With x̂ = (x - μ) r and g = w dy:  dx = r (g - mean(g) - x̂ mean(g x̂)) + dh,  dw = Σ dy x̂,  db = Σ dy;
-    RMSNorm has no mean(g). `dweights` and `dbiases` are (programs, C): each program's sums over its rows; where
-    one program is enough, the gradients themselves.
+    RMSNorm has no mean(g). `dweights` and `dbiases` are (programs, C): each program's sums over its rows, and
+    the gradients themselves where one program is enough.
     While a tile is worked on, the next STAGES - 1 are on their way into shared memory.
     """
     program = tl.program_id(0).to(tl.int64)
@@ -154,9 +154,8 @@ def _sum_partial(
 ):
     """dweight = the sum of the rows of `dweights` (programs, C), always in the same order; dbias alike."""
     partial, total = dweights, dweight
-    if dbias is not None:
-        if tl.program_id(1) == 1:
-            partial, total = dbiases, dbias
+    if dbias is not None and tl.program_id(1) == 1:
+        partial, total = dbiases, dbias
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     sums = tl.zeros([ROWS, BLOCK], tl.float32)
     for start in range(0, programs, ROWS):
@@ -202,7 +201,7 @@ def _backward(dy: Tensor, dh: Tensor | None, x: Tensor, weight: Tensor, mean: Te
     dh, _, dh_stride = (None, 0, 0) if dh is None else rows(dh)
     programs, shape = _backward_shape(C, 2 if dh is None else 3, x.dtype.itemsize, gpu(x))
     tiles = -(-n // shape["ROWS"])  # the quotient rounded up
-    alone = tiles <= FEW and C <= shape["BLOCK"]
+    alone = tiles <= FEW and shape["BLOCK"] >= C
     programs = 1 if alone else min(programs, tiles)
     dweights = dweight if alone else x.new_empty(programs, C, dtype=torch.float32)
     dbiases = dbias if alone or mean is None else torch.empty_like(dweights)
@@ -212,8 +211,8 @@ def _backward(dy: Tensor, dh: Tensor | None, x: Tensor, weight: Tensor, mean: Te
     )  # fmt: skip
     if not alone:
         launch(
-            _sum_partial, (-(-C // 32), 1 if mean is None else 2), dweights, dbiases, dweight, dbias, programs,
-            C=C, ROWS=32, BLOCK=32,
+            _sum_partial, (-(-C // 32), 1 if mean is None else 2),
+            dweights, dbiases, dweight, dbias, programs, C=C, ROWS=32, BLOCK=32,
         )  # fmt: skip
     return dx, dweight, dbias
 
