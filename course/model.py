@@ -73,6 +73,14 @@ class Transformer(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids `(B, T)` -> logits `(B, T, V)`. Raises `ValueError` for ids that do not fit."""
+        return self.ops.linear(self.features(ids), self._weights[self.config.head_name], None)
+
+    def features(self, ids: Tensor) -> Tensor:
+        """ids `(B, T)` -> what the head reads of each token, `(B, T, C)`.
+
+        The sum that ends a branch and the norm that begins the next one are one operation, and the sum is
+        what the norm has to read anyway. So a block returns its last branch without adding it.
+        """
         if not torch.compiler.is_compiling():
             self.config.check_ids(ids)
         T = ids.shape[1]
@@ -83,10 +91,10 @@ class Transformer(nn.Module):
             x = self.ops.add(x, self.ops.embedding(places, self.position.weight))
         else:
             rope = self.cos[:T], self.sin[:T]
+        branch = None
         for block in self.blocks:
-            x = block(x, rope)
-        head = self.embedding if self.config.tie_embeddings else self.head
-        return self.ops.linear(self.final_norm(x), head.weight, None)
+            x, branch = block(x, branch, rope)
+        return self.final_norm.add(x, branch)[0]
 
     def logits(self, ids: Tensor) -> Tensor:
         """ids `(B, T)` -> logits `(B, T, V)`, without recording a graph."""
@@ -95,7 +103,8 @@ class Transformer(nn.Module):
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """The mean cross-entropy of predicting targets `(B, T)` from ids `(B, T)`."""
-        return self.ops.cross_entropy(self(ids), targets)
+        head = self._weights[self.config.head_name]
+        return self.ops.linear_cross_entropy(self.features(ids), head, targets)
 
     def loss_and_gradients(self, ids: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and its gradient with respect to every parameter, by name."""
@@ -132,10 +141,20 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.d_model))
         self.bias = nn.Parameter(torch.empty(config.d_model)) if config.norm == "layer" else None
 
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.bias is None:
-            return self.ops.rmsnorm(x, self.weight, self.eps)
-        return self.ops.layernorm(x, self.weight, self.bias, self.eps)
+        norm = self.ops.rmsnorm if self.bias is None else self.ops.layernorm
+        return norm(x, *self.weights, self.eps)
+
+    def add(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The norm of x + branch, and x + branch; a branch of None adds nothing."""
+        if branch is None:
+            return self(x), x
+        add_norm = self.ops.add_rmsnorm if self.bias is None else self.ops.add_layernorm
+        return add_norm(branch, x, *self.weights, self.eps)
 
 
 class Attention(nn.Module):
@@ -173,16 +192,19 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x ← x + attention(norm(x)), then x ← x + mlp(norm(x))."""
 
     def __init__(self, config: ModelConfig, ops):
         super().__init__()
-        self.ops = ops
         self.attention_norm = Norm(config, ops)
         self.attention = Attention(config, ops)
         self.mlp_norm = Norm(config, ops)
         self.mlp = MLP(config, ops)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        x = self.ops.add(x, self.attention(self.attention_norm(x), rope))
-        return self.ops.add(x, self.mlp(self.mlp_norm(x)))
+    def forward(
+        self, x: Tensor, branch: Tensor | None, rope: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """x and what is still to be added to it, None at first -> the same after this block."""
+        y, x = self.attention_norm.add(x, branch)
+        y, x = self.mlp_norm.add(x, self.attention(y, rope))
+        return x, self.mlp(y)

@@ -34,7 +34,8 @@ class AdamW:
 
     m ← β₁ m + (1-β₁) g and v ← β₂ v + (1-β₂) g²; then w ← w - lr weight_decay w, for matrices only, and
     w ← w - lr m̂ / (√v̂ + ε), where m̂ and v̂ undo the bias of starting at 0. Every line works on all
-    tensors at once (`torch._foreach_…`), because a small model's time is the number of its launches.
+    tensors at once (`torch._foreach_…`), because a small model's time is the number of its launches; with
+    `one_kernel` all lines are one launch, `kernels.triton.adamw_`, which takes gradients in 16 bits too.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class AdamW:
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
         weight_decay: float = 0.1,
+        one_kernel: bool = False,
     ):
         self.names = list(weights)
         self.weights = [w.detach() for w in weights.values()]  # the same memory
@@ -52,12 +54,23 @@ class AdamW:
         self.m = [torch.zeros_like(w) for w in self.weights]
         self.v = [torch.zeros_like(w) for w in self.weights]
         self.steps = 0
+        self.one_kernel = None
+        if one_kernel:
+            from kernels.triton.adamw import adamw_  # not everywhere is there a Triton
+
+            self.one_kernel = adamw_
 
     @torch.no_grad()
     def step(self, gradients: dict[str, Tensor]) -> None:
         g = [gradients[name] for name in self.names]
         beta1, beta2 = self.betas
         self.steps += 1
+        if self.one_kernel:
+            decays = [self.weight_decay if w.dim() >= 2 else 0.0 for w in self.weights]
+            self.one_kernel(
+                self.weights, g, self.m, self.v, self.steps, self.lr, self.betas, self.eps, decays
+            )
+            return
         torch._foreach_mul_(self.m, beta1)
         torch._foreach_add_(self.m, g, alpha=1 - beta1)
         torch._foreach_mul_(self.v, beta2)
@@ -94,7 +107,7 @@ class Muon:
     both alike.
 
     Matrices of one shape are orthogonalized in one batch, on a GPU in bfloat16: a small model's time is
-    the number of its launches. Raises `ValueError` when there is no hidden matrix.
+    the number of its launches. `one_kernel` is `AdamW`'s. Raises `ValueError` when there is no hidden matrix.
     """
 
     def __init__(
@@ -107,13 +120,14 @@ class Muon:
         weight_decay: float = 0.1,
         adam_weight_decay: float = 0.0,
         momentum: float = 0.95,
+        one_kernel: bool = False,
     ):
         hidden = {name: w.detach() for name, w in weights.items() if is_hidden_matrix(name, w)}
         if not hidden:
             raise ValueError("None of these weights is a matrix of a block: use AdamW for them.")
         others = {name: w for name, w in weights.items() if name not in hidden}
         self.names, self.weights = list(hidden), list(hidden.values())
-        self.adamw = AdamW(others, adam_lr, betas, eps, adam_weight_decay)
+        self.adamw = AdamW(others, adam_lr, betas, eps, adam_weight_decay, one_kernel)
         self.lr, self.adam_ratio = lr, adam_lr / lr
         self.momentum, self.weight_decay = momentum, weight_decay
         self.m = [torch.zeros_like(w) for w in self.weights]
@@ -125,7 +139,7 @@ class Muon:
     def step(self, gradients: dict[str, Tensor]) -> None:
         self.adamw.lr = self.lr * self.adam_ratio
         self.adamw.step(gradients)
-        g = [gradients[name] for name in self.names]
+        g = [gradients[name].to(torch.float32) for name in self.names]
         torch._foreach_lerp_(self.m, g, 1 - self.momentum)
         u = torch._foreach_lerp(g, self.m, self.momentum)
         if self.weight_decay:

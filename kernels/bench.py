@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 import kernels
-from kernels.autograd import bind
+from kernels.autograd import bind, differentiable
 from kernels.operations import ENGINES, OPERATIONS
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}  # of ‖out - exact‖ / ‖exact‖
@@ -122,7 +122,9 @@ def competitors(job: Job, engines: list[str]) -> Iterator[tuple[str, Callable]]:
     """Names and differentiable functions, all with the operation's own signature."""
     for engine in engines:
         if engine in OPERATIONS[job.operation].engines:
-            yield engine, getattr(bind(engine), job.operation)
+            # the pair, also where the engine's bound function is the library's
+            function = getattr(bind(engine), job.operation)
+            yield engine, function if engine == "torch" else differentiable(engine, job.operation)
     if torch.cuda.is_available():
         torch._dynamo.reset()
         yield "torch.compile", torch.compile(getattr(bind("torch"), job.operation), dynamic=False)

@@ -169,7 +169,9 @@ def assert_equals_float64_reference(engine: str, case: Case, inputs: tuple, dtyp
     for kind, ours, theirs in zip(("output", "gradient"), got, expected, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             assert (a is None) == (b is None)
-            assert a is None or (a.shape == b.shape and a.dtype == dtype and torch.isfinite(a).all())
+            assert a is None or (a.shape == b.shape and torch.isfinite(a).all())
+            # a loss may be more precise than what it is the loss of
+            assert a is None or a.dtype == dtype or (a.dim() == 0 and a.dtype == torch.float32)
         if kind == "gradient" and case.large and dtype.itemsize == 2:
             continue  # rounding to two bytes moves a saturated softmax more than its gradient is large
         errors = relative_errors(ours, theirs, together=case.large)

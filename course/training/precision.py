@@ -4,6 +4,7 @@ would lose its gradients."""
 import torch
 
 from course import device
+from course.model import Transformer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -11,15 +12,34 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def choose(name: str, engine: str) -> torch.dtype:
     """What a recipe's `precision` means on this machine. Raises `ValueError` for what cannot be.
 
-    Autocast knows PyTorch's own operations: the other engines compute in the dtype of their weights.
+    The reference engine is there to be exact.
     """
     if name == "auto":
-        return device.DTYPE if engine == "torch" else torch.float32
-    if name != "float32" and engine != "torch":
+        return torch.float32 if engine == "reference" else device.DTYPE
+    if name != "float32" and engine == "reference":
         raise ValueError(
-            f"precision = {name} needs engine torch: {engine} computes in the dtype of its weights, float32."
+            f"precision = {name}: the engine reference computes in float32; choose another engine for less."
         )
     return DTYPES[name]
+
+
+class Copy:
+    """A model whose weights are those of another one, rounded to `dtype`: it computes, the other one learns.
+
+    Autocast rounds what PyTorch's own operations read, and knows of no others. So an engine with kernels of
+    its own is given weights in 16 bits, and all that it computes and keeps has 16 bits, while the optimizer
+    adds its small steps to the float32 weights (Micikevicius et al., 2018, "master weights").
+    """
+
+    def __init__(self, model: Transformer, engine: str, dtype: torch.dtype):
+        where = model.embedding.weight.device
+        self.model = Transformer(model.config, engine, weights=model.weights, device=where, dtype=dtype)
+        self.originals = [w.detach() for w in model.weights.values()]
+        self.rounded = [w.detach() for w in self.model.weights.values()]
+
+    def refresh(self) -> None:
+        """Round the weights anew, after they have changed."""
+        torch._foreach_copy_(self.rounded, self.originals)
 
 
 class LossScaler:

@@ -27,7 +27,8 @@ class Step:
     """Calls with a step's number, from 0, train `model` one step further.
 
     Everything a step does follows from its number, the weights, and what `state` gives. With
-    `recipe.compile`, or on a GPU unless that is false, loss and gradients are compiled.
+    `recipe.compile`, or on a GPU unless that is false, loss and gradients are compiled. `computing` is the
+    model that computes them: `model`, or for kernels that compute in 16 bits a copy of it.
     """
 
     def __init__(self, recipe: Recipe, model: Transformer, batches: Batches):
@@ -36,6 +37,10 @@ class Step:
         self.optimizer = _optimizer(recipe, self.weights)
         self.dtype = precision.choose(recipe.precision, recipe.engine)
         self.scaler = precision.LossScaler() if self.dtype == torch.float16 else None
+        self.copy = None
+        if self.dtype != torch.float32 and recipe.engine != "torch":
+            self.copy = precision.Copy(model, recipe.engine, self.dtype)
+        self.computing = self.copy.model if self.copy else model
         on_gpu = model.embedding.weight.is_cuda
         self.compiled = on_gpu if recipe.compile is None else recipe.compile
         mode = "reduce-overhead" if recipe.cuda_graphs and on_gpu else "default"
@@ -44,11 +49,11 @@ class Step:
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """The model's loss, its products in the recipe's precision."""
         with self.autocast():
-            return self.model.loss(ids, targets)
+            return self.computing.loss(ids, targets)
 
     def autocast(self) -> torch.autocast:
         kind = self.model.embedding.weight.device.type
-        return torch.autocast(kind, self.dtype, enabled=self.dtype != torch.float32)
+        return torch.autocast(kind, self.dtype, enabled=self.dtype != torch.float32 and not self.copy)
 
     def __call__(self, step: int) -> Done:
         scale = self.scaler.scale if self.scaler else 1.0
@@ -64,6 +69,8 @@ class Step:
             optim.clip(gradients, self.recipe.optimizer.clip, norms)
         self.optimizer.lr = lr
         self.optimizer.step(gradients)
+        if self.copy:
+            self.copy.refresh()
         return Done(loss, norms, lr, skipped=False)
 
     def learning_rate(self, step: int) -> float:
@@ -73,22 +80,22 @@ class Step:
     def _loss_and_gradients(self, step: int, scale: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss of a batch and its gradients, from pieces of equal size, one after the other."""
         ids, targets = self.batches.at(step)
-        n = self.recipe.accumulation
+        n, weights = self.recipe.accumulation, list(self.computing.weights.values())
         total, gradients = 0.0, None
         for piece in zip(ids.chunk(n), targets.chunk(n), strict=True):
             if self.compiled:  # the first call imports the compiler, which takes seconds
                 torch.compiler.cudagraph_mark_step_begin()
             loss = self._compute_loss(*piece)
-            new = torch.autograd.grad(loss * (scale / n), list(self.weights.values()))
+            new = torch.autograd.grad(loss * scale, weights)
             total = total + loss.detach() / n
-            if n == 1:
+            if n == 1 and scale == 1.0:
                 gradients = list(new)
-            elif gradients is None:
-                gradients = [g.clone() for g in new]  # a CUDA graph writes the next ones to the same place
+            elif gradients is None:  # a copy: a CUDA graph writes the next ones to the same place
+                gradients = [g.to(torch.float32, copy=True) for g in new]
             else:
-                torch._foreach_add_(gradients, new)
-        if scale != 1.0:
-            torch._foreach_mul_(gradients, 1 / scale)
+                torch._foreach_add_(gradients, [g.float() for g in new])
+        if n * scale != 1.0:
+            torch._foreach_mul_(gradients, 1 / (n * scale))
         return total, dict(zip(self.weights, gradients, strict=True))
 
     def compile(self) -> float:
@@ -119,9 +126,9 @@ class Step:
 
 
 def _optimizer(recipe: Recipe, weights: dict[str, Tensor]) -> optim.AdamW | optim.Muon:
-    r = recipe.optimizer
+    r, one_kernel = recipe.optimizer, recipe.engine == "triton"
     if r.name == "adamw":
-        return optim.AdamW(weights, r.lr, r.betas, r.eps, r.weight_decay)
+        return optim.AdamW(weights, r.lr, r.betas, r.eps, r.weight_decay, one_kernel)
     return optim.Muon(
-        weights, r.lr, r.adam_lr, r.betas, r.eps, r.weight_decay, r.adam_weight_decay, r.momentum
+        weights, r.lr, r.adam_lr, r.betas, r.eps, r.weight_decay, r.adam_weight_decay, r.momentum, one_kernel
     )

@@ -178,7 +178,7 @@ class Trainer:
     def _evaluate(self) -> float:
         with self._clock_stopped(), self.update.autocast():
             size = self.recipe.batch_size // self.recipe.accumulation
-            loss = evaluate(self.model, self.validation, size)
+            loss = evaluate(self.update.computing, self.validation, size)
             if not math.isfinite(loss):
                 raise FloatingPointError(f"Step {self.done}: the validation loss is {loss}.")
             bits = corpus.bits_per_byte(loss, self.corpus.validation)
@@ -189,7 +189,7 @@ class Trainer:
         s = self.recipe.sample
         with self._clock_stopped(), self.update.autocast():
             text = inference.generate(
-                self.model,
+                self.update.computing,
                 self.corpus.tokenizer,
                 s.prompt,
                 s.tokens,

@@ -2,8 +2,12 @@
 
 One file a family; `launch` holds what they share. With `TRITON_INTERPRET=1` in the environment when Triton
 is imported, the same kernels run on the CPU, one program after the other.
+
+`linear` is PyTorch's: for tensors of PyTorch's the library's matrix product is there, and faster than the one
+that is written here as a pair, for those who differentiate by hand or have no PyTorch.
 """
 
+from kernels.torch import linear  # noqa: F401
 from kernels.triton.activations import (  # noqa: F401
     gelu_backward,
     gelu_forward,

@@ -8,11 +8,12 @@ import triton.language as tl
 from kernels.triton import launch
 
 INTERPRETED = tl.constexpr(launch.INTERPRETED)
+EXACT = tl.constexpr("ieee")
 LOG2_E = tl.constexpr(math.log2(math.e))  # exp(x) = 2^(x log₂ e), and 2^x is one instruction
 
 
 @triton.jit
-def dot(a, b, total, PRECISION: tl.constexpr = "ieee"):
+def dot(a, b, total, PRECISION: tl.constexpr = EXACT):
     """a b, added to `total` if given, summed in float32.
 
     `PRECISION` is of float32 factors, exact unless given: tf32 would keep 10 bits of each. In bfloat16

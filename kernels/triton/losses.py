@@ -97,9 +97,9 @@ def _dlogits_kernel(
 def cross_entropy_forward(logits: Tensor, targets: Tensor, ignore_index: int = -100):
     """Mean of -log softmax(logits)[target] over the targets that are not `ignore_index`.
 
-    logits `(..., V)` float32, bfloat16 or float16, targets `(...)` integers -> a scalar of logits' dtype.
-    Logits are read once. A target outside 0 … V-1 makes the loss nan. Raises `ValueError` for shapes or
-    devices that differ, `TypeError` for other dtypes.
+    logits `(..., V)` float32, bfloat16 or float16, targets `(...)` integers -> a float32 scalar: 16 bits do
+    not tell a loss of 4.00 from one of 4.01. Logits are read once. A target outside 0 … V-1 makes the loss
+    nan. Raises `ValueError` for shapes or devices that differ, `TypeError` for other dtypes.
     """
     check_classes(logits, targets)
     check("cross_entropy", logits, targets)
@@ -111,7 +111,7 @@ def cross_entropy_forward(logits: Tensor, targets: Tensor, ignore_index: int = -
         _lse_kernel, (N,), flat, labels, lse, losses, V, flat.stride(0), ignore_index,
         BLOCK=block, num_warps=min(max(block // 512, 1), 8),
     )  # fmt: skip
-    loss, count = _mean(losses, labels, ignore_index, logits.dtype)
+    loss, count = _mean(losses, labels, ignore_index)
     return loss, (logits, targets, lse, count, ignore_index)
 
 
@@ -133,9 +133,9 @@ def _numbers(x: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=x.device)
 
 
-def _mean(losses: Tensor, labels: Tensor, ignore_index: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _mean(losses: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """The mean of the losses that count, and their number; nan and 0 where none does."""
-    loss, count = losses.new_empty((), dtype=dtype), losses.new_empty(())
+    loss, count = losses.new_empty(()), losses.new_empty(())
     launch(
         _mean_kernel, (1,), losses, labels, loss, count, losses.numel(), ignore_index,
         BLOCK=4096, num_warps=8,
@@ -301,17 +301,17 @@ def _config(x: Tensor) -> dict:
 def linear_cross_entropy_forward(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100):
     """cross_entropy(x Wᵀ, targets), holding at most `CHUNK_BYTES` of anything that is as wide as the logits.
 
-    x `(..., C)` and weight `(V, C)` float32, bfloat16 or float16, targets `(...)` integers -> a scalar of
-    their dtype. A target outside 0 … V-1 makes the loss nan. `saved` is e' W in x's shape, 1 / Z `(rows)`,
-    e'ᵀ (x / Z) `(V, C)` in float32 and the number of targets: the gradients but for two factors, and not
-    the inputs. Where no gradient will be asked for, `linear_cross_entropy_inference` costs a third.
-    Raises `ValueError` for shapes or devices that differ, `TypeError` for other dtypes.
+    x `(..., C)` and weight `(V, C)` float32, bfloat16 or float16, targets `(...)` integers -> a float32
+    scalar. A target outside 0 … V-1 makes the loss nan. `saved` is e' W in x's shape, 1 / Z `(rows)`,
+    e'ᵀ (x / Z) `(V, C)` in float32, the number of targets and the gradients' dtype: the gradients but for
+    two factors, and not the inputs. Where no gradient will be asked for, `linear_cross_entropy_inference`
+    costs a third. Raises `ValueError` for shapes or devices that differ, `TypeError` for other dtypes.
     """
     # Before the division by Z, fp16 could overflow. dweight is a sum over chunks: fp32.
     dx = torch.empty(x.shape, dtype=torch.float32 if x.dtype == torch.float16 else x.dtype, device=x.device)
     dweight = _numbers(x, *weight.shape)
     loss, count, scale = _loss(x, weight, targets, ignore_index, dx, dweight)
-    return loss, (dx, scale, dweight, count)
+    return loss, (dx, scale, dweight, count, str(x.dtype).removeprefix("torch."))
 
 
 def linear_cross_entropy_inference(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100):
@@ -321,13 +321,14 @@ def linear_cross_entropy_inference(x: Tensor, weight: Tensor, targets: Tensor, i
 
 def linear_cross_entropy_backward(dy: Tensor, saved: tuple):
     """-> dx, dweight: what the forward pass summed, times dy / number of targets."""
-    dx, scale, dweight, count = saved
-    return _scaled(dy, dx, scale, count), _scaled(dy, dweight, None, count)
+    dx, scale, dweight, count, dtype = saved
+    dtype = getattr(torch, dtype)
+    return _scaled(dy, dx, scale, count, dtype), _scaled(dy, dweight, None, count, dtype)
 
 
-def _scaled(dy: Tensor, x: Tensor, scale: Tensor | None, count: Tensor) -> Tensor:
+def _scaled(dy: Tensor, x: Tensor, scale: Tensor | None, count: Tensor, dtype: torch.dtype) -> Tensor:
     C = x.shape[-1]
-    y, N = torch.empty(x.shape, dtype=dy.dtype, device=x.device), x.numel() // C
+    y, N = torch.empty(x.shape, dtype=dtype, device=x.device), x.numel() // C
     launch(
         _scale_kernel, (cdiv(N, 4),), dy, x, scale, count, y, N, C,
         BLOCK_N=4, BLOCK_C=power_of_2(C, 1024),
@@ -382,7 +383,7 @@ def _loss(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, dx=None
         _multiply_add(dx.view(N, C).narrow(0, start, R), e_rows, weight, beta=0)
         _multiply_add(dweight, e_rows.t(), x_rows, beta=int(start > 0))
     picked, losses, lse, reference, scale = numbers.unbind()
-    loss, count = _mean(losses, labels, ignore_index, x.dtype)
+    loss, count = _mean(losses, labels, ignore_index)
     return loss, count, scale
 
 

@@ -1,0 +1,135 @@
+"""Time whole training steps of nanoGPT's 124M model on each engine, in one process on one GPU.
+
+    python tools/benchmark_training.py        -> assets/benchmarks/training_step.json
+
+A step is the trainer's own (`course.training.step.Step`): random windows of a token stream, loss, gradients,
+clipping, AdamW, in bfloat16 with float32 weights. Beside the engines stands what a PyTorch user would write,
+the torch engine compiled with PyTorch's fused AdamW. The ways take turns, so that a GPU that slows down does
+so for all of them; a time is the median of the steps.
+"""
+
+import argparse
+import datetime
+import gc
+import itertools
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import records
+import torch
+
+from course import device, flops
+from course.config import preset
+from course.data import Batches
+from course.model import Transformer
+from course.training import Recipe
+from course.training.step import Step
+
+OUTPUT = Path(__file__).resolve().parent.parent / "assets" / "benchmarks" / "training_step.json"
+
+GPT2 = preset("gpt2", vocab_size=50_304, bias=False)  # nanoGPT's
+WAYS = {
+    "torch, compiled, torch.optim.AdamW(fused)": {"engine": "torch", "compile": True},
+    "torch, compiled": {"engine": "torch", "compile": True},
+    "torch": {"engine": "torch", "compile": False},
+    "triton": {"engine": "triton", "compile": False},
+    "triton, compiled": {"engine": "triton", "compile": True},
+}
+
+
+def step_of(way: str, batch_size: int) -> Callable[[int], object]:
+    shape = {name: getattr(GPT2, name) for name in ("context_length", "n_layer", "n_head", "d_model")}
+    shape |= {name: getattr(GPT2, name) for name in ("norm", "mlp", "position", "bias", "tie_embeddings")}
+    fields = {f"model.{name}": value for name, value in shape.items()}
+    recipe = Recipe().changed({**fields, **WAYS[way], "batch_size": batch_size, "precision": "bfloat16"})
+    tokens = np.random.default_rng(0).integers(0, GPT2.vocab_size, 2**20, dtype=np.uint16)
+    batches = Batches(tokens, batch_size, GPT2.context_length, to=device.put)
+    step = Step(recipe, Transformer(GPT2, recipe.engine, device=device.DEVICE), batches)
+    if "torch.optim" in way:
+        step.optimizer = Fused(step.weights)
+    return step
+
+
+class Fused:
+    """PyTorch's own AdamW, with the interface of `course.optim`."""
+
+    def __init__(self, weights: dict):
+        self.weights = weights
+        self.adamw = torch.optim.AdamW(weights.values(), fused=True)
+
+    def step(self, gradients: dict) -> None:
+        for name, w in self.weights.items():
+            w.grad = gradients[name]
+        self.adamw.step()
+
+
+def milliseconds(step: Callable[[int], object], first: int, n: int) -> list[float]:
+    """Of each of n steps, from its first kernel to the next step's first."""
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(n + 1)]
+    events[0].record()
+    for i in range(n):
+        step(first + i)
+        events[i + 1].record()
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) for a, b in itertools.pairwise(events)]
+
+
+def peak_mib(step: Callable[[int], object]) -> float:
+    """What one step needs beyond weights and the optimizer's memory."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step(0)
+    torch.cuda.synchronize()
+    return round((torch.cuda.max_memory_allocated() - before) / 2**20)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    arguments = parser.parse_args()
+    if device.DEVICE.type != "cuda":
+        parser.error("these times are a GPU's, and PyTorch sees none here")
+    steps = {way: step_of(way, arguments.batch_size) for way in WAYS}
+    peaks, times = {}, {way: [] for way in WAYS}
+    for way, step in steps.items():
+        for i in range(3):
+            step(i)
+        peaks[way] = peak_mib(step)
+    for turn in range(arguments.turns):
+        for way, step in steps.items():
+            times[way] += milliseconds(step, 10 * turn, 10)[1:]
+    tokens, peak = arguments.batch_size * GPT2.context_length, flops.peak(torch.cuda.get_device_name())
+    rows = []
+    for way, values in times.items():
+        ms = statistics.median(values)
+        mfu = flops.utilization(GPT2, 1e3 * tokens / ms, peak)
+        rows.append(
+            {
+                "way": way,
+                "ms": round(ms, 3),
+                "tokens_per_second": round(1e3 * tokens / ms),
+                "mfu": mfu and round(mfu, 4),
+                "peak_mib": peaks[way],
+            }
+        )
+        print(rows[-1], flush=True)
+    record = {
+        "machine": device.describe(),
+        "date": datetime.date.today().isoformat(),
+        "n_parameters": GPT2.n_parameters(),
+        "batch_size": arguments.batch_size,
+        "context_length": GPT2.context_length,
+        "rows": rows,
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    records.write(arguments.output, record, indent=1)
+
+
+if __name__ == "__main__":
+    main()
