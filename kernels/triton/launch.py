@@ -82,7 +82,7 @@ _compiled: dict[tuple, tuple] = {}
 _KIND = ~0x7FFFFFF0  # of an integer: its four lowest bits, and those beyond 32-bit numbers
 
 
-def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> None:
+def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> tuple | None:
     """`kernel[grid](*arguments, **options)` on the GPU of the first argument, a tensor.
 
     The kernel's constants, its `tl.constexpr`, come after all other arguments. A tensor of shapes only, under
@@ -94,13 +94,15 @@ def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> None:
     integer whether it is 1, whether it is a multiple of 16, and whether 32 bits hold it; of another number
     its type; of tuples, constants and options everything. And addresses are passed on as numbers: of every
     tensor Triton would ask the driver, at every call, whether the GPU can reach it.
+
+    -> what was kept, or None where nothing is.
     """
     x = arguments[0]
     if isinstance(x, FakeTensor):
         return _without_data(kernel, grid, arguments, options)
     if INTERPRETED:
         kernel[grid](*arguments, **options)
-        return
+        return None
     device = x.get_device()
     if device != torch.accelerator.current_device_index():  # on which Triton would launch
         with torch.cuda.device(device):
@@ -125,17 +127,76 @@ def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> None:
         values.append(a)
     key = tuple(key)
     found = _compiled.get(key)
-    watched = triton.knobs.runtime  # by a profiler, perhaps
-    if found is None or watched.launch_enter_hook.calls or watched.launch_exit_hook.calls:
+    if found is None or _watched():
         compiled = kernel[grid](*arguments, **options)
         if len(_compiled) >= 4096:  # strides that change at every call
             _compiled.clear()
         unread = (None,) * len(kernel.constexprs)  # constants have become part of the code
-        _compiled[key] = compiled.run, compiled.function, compiled.packed_metadata, unread
-        return
+        found = _compiled[key] = compiled.run, compiled.function, compiled.packed_metadata, unread
+    else:
+        _start(found, grid, device, values)
+    return found
+
+
+def _watched() -> bool:
+    """Whether a profiler wants to hear of every launch."""
+    runtime = triton.knobs.runtime
+    return bool(runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls)
+
+
+def _start(found: tuple, grid: tuple[int, ...], device: int, values: list) -> None:
     run, function, metadata, unread = found
     stream = triton.runtime.driver.active.get_current_stream(device)
     run(*(*grid, 1, 1)[:3], stream, function, metadata, None, None, None, *values, *unread)
+
+
+TENSOR = object()  # stands for an argument that comes with the call
+
+
+class Tiles(NamedTuple):
+    """Stands for a tensor that the copy engine fetches in tiles of shape `block`; see `tiles`."""
+
+    shape: tuple
+    strides: tuple
+    block: tuple
+
+
+class Launch:
+    """A launch of which all is decided but the tensors: made once for one kind of them, called many times.
+
+    `TENSOR` and `Tiles` among the arguments stand for the tensors of a call. At every call these have the
+    same dtypes, and the same ones are None.
+    """
+
+    def __init__(self, kernel, grid: tuple[int, ...], *arguments, **options):
+        self.kernel, self.grid, self.arguments, self.options = kernel, grid, arguments, options
+        self.places = [i for i, a in enumerate(arguments) if a is TENSOR or isinstance(a, Tiles)]
+        self.found = {}  # by device, for tensors that begin at multiples of 16 bytes
+
+    def __call__(self, *tensors: Tensor | None) -> None:
+        x = tensors[0]
+        device = None if isinstance(x, FakeTensor) else x.get_device()
+        found = self.found.get(device)
+        values, together = list(self.arguments), 0
+        if found is None or device != torch.accelerator.current_device_index() or _watched():
+            return self._first(tensors, values, device)
+        for place, x in zip(self.places, tensors, strict=True):
+            if x is not None:
+                address = x.data_ptr()
+                together |= address
+                x = address if values[place] is TENSOR else tiles(x, *values[place])
+            values[place] = x
+        if together % 16:
+            return self._first(tensors, values, device)
+        _start(found, self.grid, device, values[: self.kernel.constexprs[0]])
+
+    def _first(self, tensors: tuple, values: list, device: int | None) -> None:
+        for place, x in zip(self.places, tensors, strict=True):
+            by_tiles = isinstance(self.arguments[place], Tiles)
+            values[place] = tiles(x, *self.arguments[place]) if by_tiles else x
+        found = launch(self.kernel, self.grid, *values, **self.options)
+        if found and not any(x.data_ptr() % 16 for x in tensors if x is not None):
+            self.found[device] = found
 
 
 def _without_data(kernel, grid, arguments, options) -> None:
