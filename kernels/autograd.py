@@ -63,6 +63,7 @@ def differentiable(engine: str, name: str) -> Callable:
     operation = OPERATIONS[name]
     signature = inspect.signature(forward)
     count, places = len(operation.inputs), _places(operation)
+    defaults = tuple(p.default for p in signature.parameters.values())
     as_function = _function(operation, forward, backward)
     as_custom_op = _custom_op(f"course_{engine}::{name}", operation, signature, forward, backward)
     inference = getattr(kernels.engine(engine), f"{name}_inference", None)
@@ -71,9 +72,13 @@ def differentiable(engine: str, name: str) -> Callable:
     @functools.wraps(forward)
     def apply(*args, **kwargs):
         if kwargs or len(args) != count:
-            call = signature.bind(*args, **kwargs)
-            call.apply_defaults()
-            args = call.args
+            rest = defaults[len(args) :]
+            if kwargs or len(args) > count or inspect.Parameter.empty in rest:
+                call = signature.bind(*args, **kwargs)
+                call.apply_defaults()
+                args = call.args
+            else:  # the same, in a tenth of the time
+                args += rest
         watched = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
         if torch.is_grad_enabled():
             for place in places:
