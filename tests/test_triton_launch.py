@@ -72,32 +72,27 @@ def memory(dtype=torch.float32) -> torch.Tensor:
     return torch.zeros(64, dtype=dtype)
 
 
+INTEGERS = (
+    0,
+    1,
+    2,
+    8,
+    15,
+    16,
+    17,
+    24,
+    32,
+    -1,
+    -16,
+    *[s * 2**31 + n for s in (-1, 1, 2) for n in (-1, 0, 1, 16)],
+)
 SAME = memory()  # at one address, with one dtype, whatever comes second
 
 
 @pytest.mark.parametrize(
     "values",
     [
-        (
-            0,
-            1,
-            2,
-            15,
-            8,
-            16,
-            17,
-            24,
-            32,
-            33,
-            -1,
-            -16,
-            2**31 - 1,
-            2**31 - 16,
-            2**31,
-            2**31 + 1,
-            2**32 + 16,
-            -(2**31) - 1,
-        ),
+        INTEGERS,
         (None, True, 0, 1, 16, 0.0, 1.0, 0.5, (16, 1), (1, 16), (16, 16)),
         (
             *[memory(t) for t in launch.DTYPES],
