@@ -121,7 +121,7 @@ def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> tuple | None
             a = a.data_ptr()
             key.append(a % 16 == 0)
         elif kind is TensorDescriptor:
-            key += a.base.dtype, *a.block_shape
+            key += kind, a.base.dtype, *a.block_shape
         else:
             key.append(a if kind is tuple else kind)
         values.append(a)
