@@ -84,37 +84,38 @@ def _options(warps: int, stages: int, registers: int | None) -> dict:
     return options if registers is None else options | {"maxnreg": registers}
 
 
-class Layout(NamedTuple):
-    """What of a tensor decides how it is read."""
+class Like(NamedTuple):
+    """What of a tensor decides how it is computed with."""
 
     shape: tuple
     strides: tuple
+    dtype: torch.dtype
+    device: torch.device
 
 
 def _planned(plan: Callable, tensors: tuple, *choices) -> tuple:
-    """`plan` for these tensors and choices: their dtype, GPU, alignment and layouts are all it may ask."""
-    x = tensors[0]
-    layouts = tuple([None if x is None else (x.shape, x.stride()) for x in tensors])
-    if isinstance(x, FakeTensor):  # with sizes that may be symbols
-        return plan.__wrapped__(gpu(x), x.dtype, True, layouts, *choices)
-    aligned = not any([x is not None and x.data_ptr() % 16 for x in tensors])
-    return plan(gpu(x), x.dtype, aligned, layouts, *choices)
+    """`plan` for tensors like these, of which it gets what `Like` holds and whether all are aligned."""
+    alike = tuple([None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in tensors])
+    if isinstance(tensors[0], FakeTensor):  # with sizes that may be symbols
+        return plan.__wrapped__(alike, True, *choices)
+    return plan(alike, not any([x is not None and x.data_ptr() % 16 for x in tensors]), *choices)
 
 
-def _by_copy_engine(here: Gpu, dtype: torch.dtype, T: int, S: int, *inputs: Layout) -> bool:
+def _by_copy_engine(here: Gpu, T: int, S: int, *inputs: Like) -> bool:
     """Whether the copy engine should fetch tiles of these: dense rows that begin at multiples of 16 bytes."""
     return (
         here.capability >= COPY_ENGINE
         and T * S >= LARGE
-        and dtype.itemsize == 2
         and all(
-            x.strides[3] == 1 and all(stride > 0 and stride % 8 == 0 for stride in x.strides[:3])
+            x.dtype.itemsize == 2
+            and x.strides[3] == 1
+            and all(stride > 0 and stride % 8 == 0 for stride in x.strides[:3])
             for x in inputs
         )
     )
 
 
-def _heads(x: Layout, BLOCK: int, descriptors: bool) -> tuple:
+def _heads(x: Like, BLOCK: int, descriptors: bool) -> tuple:
     """What a kernel fetches tiles of x `(B, T, H, D)` from, and x's strides: x itself, or the descriptor of
     a `(B, H, T, D)` made of tiles `(1, 1, BLOCK, D rounded up)`."""
     if not descriptors:
@@ -146,7 +147,6 @@ def attention_forward(
     each query the logarithm, to base 2, of the sum of 2^(log₂e softmax_scale q·k), the sink included.
     Raises `ValueError` for shapes and devices, `TypeError` for dtypes, `RuntimeError` without a GPU.
     """
-    check("attention", q, k, v, sink)
     if softmax_scale is None:
         softmax_scale = max(q.shape[-1:], default=1) ** -0.5
     signed_q, scale, _ = _nonnegative(q, softmax_scale)
@@ -159,25 +159,20 @@ def attention_forward(
 
 @functools.lru_cache(maxsize=256)
 def _plan_forward(
-    here: Gpu,
-    dtype: torch.dtype,
-    aligned: bool,
-    layouts: tuple,
-    causal: bool,
-    window: int | None,
-    scale: float,
+    alike: tuple, aligned: bool, causal: bool, window: int | None, scale: float
 ) -> tuple[tuple, Launch]:
     """-> the shape of lse, and the launch with y, q, k, v, sink and lse: kept, since a model asks again."""
-    q, k, v, sink = [layout and Layout(*layout) for layout in layouts]
+    q, k, v, sink = [x and Like(*x) for x in alike]
     check_attention(q, k, v, sink, causal, window)
+    check("attention", q, k, v, sink)
     (B, T, H, D), (S, H_kv) = q.shape, k.shape[1:3]
     if D > WIDEST_HEAD:
         raise ValueError(f"attention: heads of width {D}; the triton engine has kernels up to {WIDEST_HEAD}.")
     if S == 0 and sink is None:
         raise ValueError("attention: a softmax over no keys; give at least one key, or a sink.")
-    T_padded = -(-T // 4) * 4
-    BLOCK_M, BLOCK_N, *options = _tiles(FORWARD, here, dtype, D)
-    descriptors = aligned and _by_copy_engine(here, dtype, T, S, q, k, v)
+    here, T_padded = gpu(q), -(-T // 4) * 4
+    BLOCK_M, BLOCK_N, *options = _tiles(FORWARD, here, q.dtype, D)
+    descriptors = aligned and _by_copy_engine(here, T, S, q, k, v)
     return (B, H, T_padded), Launch(
         _forward_kernel,
         (-(-T // BLOCK_M) * B * H,),
@@ -195,11 +190,6 @@ def _plan_forward(
 def attention_backward(dy: Tensor, saved: tuple):
     """-> dq, dk, dv, dsink (None without a sink). dy `(B, T, H, D)`, of any strides."""
     q, k, v, sink, y, lse, causal, window, softmax_scale = saved
-    check("attention", q, dy)
-    if dy.shape != y.shape:
-        raise ValueError(
-            f"attention: dy {tuple(dy.shape)} must have the shape of the output, {tuple(y.shape)}."
-        )
     signed_q, scale, sign = _nonnegative(q, softmax_scale)
     sums_shape, run_dq, run_dkv = _planned(
         _plan_backward, (signed_q, k, v, sink, y, dy), causal, window, scale
@@ -219,24 +209,24 @@ def attention_backward(dy: Tensor, saved: tuple):
 
 @functools.lru_cache(maxsize=256)
 def _plan_backward(
-    here: Gpu,
-    dtype: torch.dtype,
-    aligned: bool,
-    layouts: tuple,
-    causal: bool,
-    window: int | None,
-    scale: float,
+    alike: tuple, aligned: bool, causal: bool, window: int | None, scale: float
 ) -> tuple[tuple, Launch, Launch]:
     """-> the shape of the partial sums of dsink; the launches with dq, q, k, v, sink, y, lse, dy, delta and
     dsink, and with dk, dv, q, k, v, lse, dy and delta."""
-    q, k, v, sink, y, dy = [layout and Layout(*layout) for layout in layouts]
+    q, k, v, sink, y, dy = [x and Like(*x) for x in alike]
+    check("attention", q, dy)
+    if dy.shape != y.shape:
+        raise ValueError(
+            f"attention: dy {tuple(dy.shape)} must have the shape of the output, {tuple(y.shape)}."
+        )
+    here = gpu(q)
     (B, T, H, D), (S, H_kv) = q.shape, k.shape[1:3]
     T_padded = -(-T // 4) * 4
-    descriptors = aligned and _by_copy_engine(here, dtype, T, S, q, k, v, y, dy)
+    descriptors = aligned and _by_copy_engine(here, T, S, q, k, v, y, dy)
     numbers = (H, H // H_kv, T, S, T_padded, min(window or 0, S), scale * LOG2_E.value, scale)
     choices = (D, causal, window is not None, _precision(here))
 
-    BLOCK_M, BLOCK_N, *options = _tiles(DQ, here, dtype, D)
+    BLOCK_M, BLOCK_N, *options = _tiles(DQ, here, q.dtype, D)
     n_blocks = -(-T // BLOCK_M)
     run_dq = Launch(
         _dq_kernel,
@@ -251,7 +241,7 @@ def _plan_backward(
         **_options(*options),
     )  # fmt: skip
 
-    BLOCK_M, BLOCK_N, *options = _tiles(DKV, here, dtype, D)
+    BLOCK_M, BLOCK_N, *options = _tiles(DKV, here, q.dtype, D)
     per_query = Tiles((B * H, T), (T_padded, 1), (1, BLOCK_M)) if descriptors else TENSOR  # lse and delta
     run_dkv = Launch(
         _dkv_kernel,
