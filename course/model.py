@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from course.config import ModelConfig
 from course.initial import initial_weights, rope_tables
 from kernels.autograd import bind
+from kernels.packed import unpack
 
 
 def as_tensors(
@@ -160,7 +161,8 @@ class Norm(nn.Module):
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig, ops):
         super().__init__()
-        self.ops, self.d_head, self.window = ops, config.d_head, config.sliding_window
+        self.ops, self.window = ops, config.sliding_window
+        self.d_head, self.n_head, self.n_kv_head = config.d_head, config.n_head, config.n_kv_head
         C, kv_width = config.d_model, config.n_kv_head * config.d_head
         self.q = Linear(C, C, config.bias, ops)
         self.k = Linear(C, kv_width, config.bias, ops)
@@ -169,9 +171,16 @@ class Attention(nn.Module):
         self.o = Linear(C, C, config.bias, ops)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        q, k, v = (z.unflatten(-1, (-1, self.d_head)) for z in (self.q(x), self.k(x), self.v(x)))
-        if rope is not None:
-            q, k = self.ops.rope(q, *rope), self.ops.rope(k, *rope)
+        # One product in place of three: it reads x once, and so does each of its two gradients.
+        layers, heads = (self.q, self.k, self.v), (self.n_head, self.n_kv_head, self.n_kv_head)
+        weight = torch.cat([layer.weight for layer in layers])
+        bias = None if self.q.bias is None else torch.cat([layer.bias for layer in layers])
+        qkv = self.ops.linear(x, weight, bias).unflatten(-1, (-1, self.d_head))
+        if rope is None:
+            q, k, v = unpack(qkv, heads)
+        else:
+            qk, v = unpack(qkv, (heads[0] + heads[1], heads[2]))
+            q, k = unpack(self.ops.rope(qk, *rope), heads[:2])
         y = self.ops.attention(q, k, v, self.sink, True, self.window)
         return self.o(y.flatten(-2))
 

@@ -139,7 +139,7 @@ class Muon:
     def step(self, gradients: dict[str, Tensor]) -> None:
         self.adamw.lr = self.lr * self.adam_ratio
         self.adamw.step(gradients)
-        g = [gradients[name].to(torch.float32) for name in self.names]
+        g = [gradients[name].to(m.dtype) for name, m in zip(self.names, self.m, strict=True)]
         torch._foreach_lerp_(self.m, g, 1 - self.momentum)
         u = torch._foreach_lerp(g, self.m, self.momentum)
         if self.weight_decay:

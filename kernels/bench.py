@@ -167,7 +167,7 @@ LIGER = {
 
 
 def make_inputs(job: Job, sizes: tuple, dtype: torch.dtype, device: str) -> list:
-    """Normal numbers, the same ones at every call."""
+    """Normal numbers, the same ones at every call; a matrix such that what it makes of them is as large."""
     generator = torch.Generator(device).manual_seed(0)
 
     def make(name, spec):
@@ -176,6 +176,8 @@ def make_inputs(job: Job, sizes: tuple, dtype: torch.dtype, device: str) -> list
         if not isinstance(spec, tuple):
             return spec
         x = torch.randn(spec, device=device, dtype=dtype, generator=generator)
+        if name == "weight" and len(spec) == 2:  # else the logits would be those of a model gone wrong
+            x *= spec[1] ** -0.5
         return x.requires_grad_(name in OPERATIONS[job.operation].differentiable)
 
     return [make(*named) for named in zip(OPERATIONS[job.operation].inputs, job.inputs(*sizes), strict=True)]

@@ -1,6 +1,7 @@
 """A whole run: the recipe, the step, the folder, and what happens when one is killed, damaged or stopped."""
 
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -145,11 +146,13 @@ def test_unknown_presets_are_refused():
 # A step
 
 
-def step_of(recipe: Recipe) -> Step:
-    tokens = np.random.default_rng(0).integers(0, 20, 500)
-    config = recipe.model_of(20)
-    batches = Batches(tokens, recipe.batch_size, config.context_length, to=torch.from_numpy)
-    return Step(recipe, Transformer(config, recipe.engine), batches)
+TOKENS = np.random.default_rng(0).integers(0, 20, 500)
+
+
+def step_of(recipe: Recipe, tokens: np.ndarray = TOKENS, vocab_size: int = 20, device: str = "cpu") -> Step:
+    config, to = recipe.model_of(vocab_size), functools.partial(torch.as_tensor, device=device)
+    batches = Batches(tokens, recipe.batch_size, config.context_length, to=to)
+    return Step(recipe, Transformer(config, recipe.engine, device=device), batches)
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -229,13 +232,21 @@ def test_the_reference_engine_has_one_precision():
     assert step_of(recipe(engine="reference")).dtype == torch.float32
 
 
+def where_triton_runs() -> str:
+    from kernels.triton.launch import INTERPRETED
+
+    return "cpu" if INTERPRETED else "cuda"
+
+
 @pytest.mark.skipif(not find_spec("triton"), reason="needs Triton")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_the_triton_engine_trains_as_the_torch_engine_does(optimizer, precision):
     """In 16 bits the two round in different places; eight bits of bfloat16 leave the losses this close."""
     how = dict(optimizer__name=optimizer, precision=precision, batch_size=2, compile=False)
-    ours, theirs = (step_of(recipe(engine=engine, **how)) for engine in ("triton", "torch"))
+    ours, theirs = (
+        step_of(recipe(engine=engine, **how), device=where_triton_runs()) for engine in ("triton", "torch")
+    )
     if ours.scaler:
         ours.scaler.scale = theirs.scaler.scale = 2.0**8
     before = {name: w.detach().clone() for name, w in ours.weights.items()}
@@ -250,6 +261,20 @@ def test_the_triton_engine_trains_as_the_torch_engine_does(optimizer, precision)
         assert (step - expected).norm() <= 20 * tolerance * expected.norm(), name
         if ours.copy:
             assert torch.equal(ours.copy.model.weights[name], w.to(ours.dtype))
+
+
+@pytest.mark.skipif(not find_spec("triton"), reason="needs Triton")
+def test_a_step_of_the_tales_preset_on_the_triton_engine():
+    """One sequence of it: without a GPU the kernels are interpreted, and sixteen take two minutes."""
+    tokens = np.random.default_rng(0).integers(0, 512, 5000)
+    losses, norms = [], []
+    for engine in ("triton", "torch"):
+        how = Recipe.preset("tales", engine=engine, precision="float32", compile=False, batch_size=1)
+        done = step_of(how, tokens, vocab_size=512, device=where_triton_runs())(0)
+        losses.append(done.loss)
+        norms.append(done.norms)
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+    torch.testing.assert_close(*norms, rtol=1e-4, atol=1e-6)
 
 
 # A run

@@ -11,6 +11,7 @@ from operation_cases import draw_like
 
 from course.device import DEVICE
 from kernels import reference
+from kernels.packed import joined
 
 pytest.importorskip("triton", reason="Triton has no package for this platform")
 
@@ -137,6 +138,16 @@ def test_the_layout_does_not_matter(monkeypatch):
         assert not any(x.is_contiguous() for x in variant)
         for a, b in zip(both_passes(attention, *variant[:3], gapped, dy=variant[3]), expected, strict=True):
             assert torch.equal(a, b)
+
+
+def test_gradients_lie_side_by_side_where_the_inputs_do():
+    separate = qkv(2, 21, 21, 4, 2, 16)
+    dy = draw_like(separate[0], 0)
+    together = torch.cat(separate, dim=2).split((4, 2, 2), dim=2)
+    _, *expected, _ = both_passes(attention, *separate, dy=dy)
+    _, *got, _ = both_passes(attention, *together, dy=dy)
+    assert torch.equal(joined(tuple(got)), torch.cat(expected, dim=2))
+    assert joined(tuple(expected)) is None
 
 
 def test_one_key_for_all_positions_and_heads(monkeypatch):

@@ -13,6 +13,7 @@ import datetime
 import gc
 import itertools
 import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,26 +31,24 @@ from course.training.step import Step
 OUTPUT = Path(__file__).resolve().parent.parent / "assets" / "benchmarks" / "training_step.json"
 
 GPT2 = preset("gpt2", vocab_size=50_304, bias=False)  # nanoGPT's
+TOKENS = np.random.default_rng(0).integers(0, GPT2.vocab_size, 2**20, dtype=np.uint16)
 WAYS = {
+    "triton": {"engine": "triton", "compile": False},
     "torch, compiled, torch.optim.AdamW(fused)": {"engine": "torch", "compile": True},
     "torch, compiled": {"engine": "torch", "compile": True},
     "torch": {"engine": "torch", "compile": False},
-    "triton": {"engine": "triton", "compile": False},
     "triton, compiled": {"engine": "triton", "compile": True},
 }
 
 
-def step_of(way: str, batch_size: int) -> Callable[[int], object]:
+def step_of(changes: dict, batch_size: int, tokens: np.ndarray = TOKENS) -> Step:
+    """The trainer's step for this model, with some fields of its recipe changed."""
     shape = {name: getattr(GPT2, name) for name in ("context_length", "n_layer", "n_head", "d_model")}
     shape |= {name: getattr(GPT2, name) for name in ("norm", "mlp", "position", "bias", "tie_embeddings")}
-    fields = {f"model.{name}": value for name, value in shape.items()}
-    recipe = Recipe().changed({**fields, **WAYS[way], "batch_size": batch_size, "precision": "bfloat16"})
-    tokens = np.random.default_rng(0).integers(0, GPT2.vocab_size, 2**20, dtype=np.uint16)
+    fields = {f"model.{name}": value for name, value in shape.items()} | {"precision": "bfloat16"}
+    recipe = Recipe().changed({**fields, "batch_size": batch_size, **changes})
     batches = Batches(tokens, batch_size, GPT2.context_length, to=device.put)
-    step = Step(recipe, Transformer(GPT2, recipe.engine, device=device.DEVICE), batches)
-    if "torch.optim" in way:
-        step.optimizer = Fused(step.weights)
-    return step
+    return Step(recipe, Transformer(GPT2, recipe.engine, device=device.DEVICE), batches)
 
 
 class Fused:
@@ -91,16 +90,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     if device.DEVICE.type != "cuda":
         parser.error("these times are a GPU's, and PyTorch sees none here")
-    steps = {way: step_of(way, arguments.batch_size) for way in WAYS}
-    peaks, times = {}, {way: [] for way in WAYS}
+    steps = {way: step_of(WAYS[way], arguments.batch_size) for way in arguments.ways}
     for way, step in steps.items():
+        if "torch.optim" in way:
+            step.optimizer = Fused(step.weights)
+    peaks, times = {}, {way: [] for way in steps}
+    for way, step in steps.items():
+        started = time.perf_counter()
         for i in range(3):
             step(i)
         peaks[way] = peak_mib(step)
+        print(f"{way}: ready after {time.perf_counter() - started:.0f} s", flush=True)
     for turn in range(arguments.turns):
         for way, step in steps.items():
             times[way] += milliseconds(step, 10 * turn, 10)[1:]

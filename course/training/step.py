@@ -42,7 +42,9 @@ class Step:
             self.copy = precision.Copy(model, recipe.engine, self.dtype)
         self.computing = self.copy.model if self.copy else model
         on_gpu = model.embedding.weight.is_cuda
-        self.compiled = on_gpu if recipe.compile is None else recipe.compile
+        # Triton's kernels are compiled already; around them torch.compile would find little to fuse
+        worthwhile = on_gpu and recipe.engine != "triton"
+        self.compiled = worthwhile if recipe.compile is None else recipe.compile
         mode = "reduce-overhead" if recipe.cuda_graphs and on_gpu else "default"
         self._compute_loss = torch.compile(self.loss, mode=mode) if self.compiled else self.loss
 

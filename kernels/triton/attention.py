@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from kernels.checks import check_attention
+from kernels.packed import empty_beside
 from kernels.triton.arithmetic import LOG2_E
 from kernels.triton.flash_backward import _dkv_kernel, _dq_kernel
 from kernels.triton.flash_forward import _forward_kernel
@@ -188,13 +189,16 @@ def _plan_forward(
 
 
 def attention_backward(dy: Tensor, saved: tuple):
-    """-> dq, dk, dv, dsink (None without a sink). dy `(B, T, H, D)`, of any strides."""
+    """-> dq, dk, dv, dsink (None without a sink). dy `(B, T, H, D)`, of any strides.
+
+    The gradients of q, k and v that are neighbours in one array are neighbours in one, too.
+    """
     q, k, v, sink, y, lse, causal, window, softmax_scale = saved
     signed_q, scale, sign = _nonnegative(q, softmax_scale)
+    dq, dk, dv = empty_beside(q, k, v)
     sums_shape, run_dq, run_dkv = _planned(
-        _plan_backward, (signed_q, k, v, sink, y, dy), causal, window, scale
+        _plan_backward, (signed_q, k, v, sink, y, dy), dq.stride(1), dk.stride(1), causal, window, scale
     )
-    dq, dk, dv = map(empty, (q, k, v))
     delta = torch.empty_like(lse)
     dsink = None if sink is None else torch.empty(sums_shape, dtype=torch.float32, device=q.device)
     run_dq(dq, signed_q, k, v, sink, y, lse, dy, delta, dsink)
@@ -209,7 +213,7 @@ def attention_backward(dy: Tensor, saved: tuple):
 
 @functools.lru_cache(maxsize=256)
 def _plan_backward(
-    alike: tuple, aligned: bool, causal: bool, window: int | None, scale: float
+    alike: tuple, aligned: bool, dq_t: int, dk_t: int, causal: bool, window: int | None, scale: float
 ) -> tuple[tuple, Launch, Launch]:
     """-> the shape of the partial sums of dsink; the launches with dq, q, k, v, sink, y, lse, dy, delta and
     dsink, and with dk, dv, q, k, v, lse, dy and delta."""
@@ -231,7 +235,7 @@ def _plan_backward(
     run_dq = Launch(
         _dq_kernel,
         (n_blocks * B * H,),
-        TENSOR,
+        TENSOR, dq_t,
         *_heads(q, BLOCK_M, descriptors),
         *_heads(k, BLOCK_N, descriptors),
         *_heads(v, BLOCK_N, descriptors),
@@ -246,7 +250,7 @@ def _plan_backward(
     run_dkv = Launch(
         _dkv_kernel,
         (-(-S // BLOCK_N) * B * H_kv,),
-        TENSOR, TENSOR,
+        TENSOR, TENSOR, dk_t,
         *_heads(q, BLOCK_M, descriptors),
         *_heads(k, BLOCK_N, descriptors),
         *_heads(v, BLOCK_N, descriptors),

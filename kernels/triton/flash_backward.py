@@ -19,7 +19,8 @@ from kernels.triton.flash_forward import ANY_NUMBER, _keys_seen, _store_tile, _t
 
 @triton.jit(do_not_specialize=ANY_NUMBER)
 def _dq_kernel(
-    DQ, Q, q_strides, K, k_strides, V, v_strides, SINK, sink_stride, Y, LSE, DY, dy_strides, DELTA, DSINK,
+    DQ, dq_stride, Q, q_strides, K, k_strides, V, v_strides, SINK, sink_stride, Y, LSE, DY, dy_strides,
+    DELTA, DSINK,
     H, group, T, S, T_padded, window, qk_scale, softmax_scale,
     D: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -61,7 +62,7 @@ def _dq_kernel(
             dp = dot(dy, v.T, None, PRECISION)
             ds = p * (dp - delta[:, None])
             dq = dot(ds.to(k.dtype), k, dq, PRECISION)
-    _store_tile(DQ, dq * softmax_scale, batch, head, start_m, T, H, D)
+    _store_tile(DQ, dq * softmax_scale, batch, head, start_m, T, dq_stride, D)
 
 
 @triton.jit
@@ -93,7 +94,7 @@ def _queries_seeing(
 
 @triton.jit(do_not_specialize=ANY_NUMBER)
 def _dkv_kernel(
-    DK, DV, Q, q_strides, K, k_strides, V, v_strides, LSE, DY, dy_strides, DELTA,
+    DK, DV, dkv_stride, Q, q_strides, K, k_strides, V, v_strides, LSE, DY, dy_strides, DELTA,
     H, group, T, S, T_padded, window, qk_scale, softmax_scale,
     D: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -135,5 +136,5 @@ def _dkv_kernel(
                 dp = dot(v, dy.T, None, PRECISION)
                 ds = p * (dp - delta[None, :])
                 dk = dot(ds.to(q.dtype), q, dk, PRECISION)
-    _store_tile(DK, dk * softmax_scale, batch, kv_head, start_n, S, H_kv, D)
-    _store_tile(DV, dv, batch, kv_head, start_n, S, H_kv, D)
+    _store_tile(DK, dk * softmax_scale, batch, kv_head, start_n, S, dkv_stride, D)
+    _store_tile(DV, dv, batch, kv_head, start_n, S, dkv_stride, D)

@@ -46,12 +46,12 @@ def _tile(X, strides, batch, head, row, n_rows, D: tl.constexpr, BLOCK: tl.const
 
 
 @triton.jit
-def _store_tile(X, tile, batch, head, row, n_rows, H, D: tl.constexpr):
-    """Write a tile into a contiguous `(B, n_rows, H, D)`."""
-    X += ((tl.cast(batch, tl.int64) * n_rows + row) * H + head) * D
+def _store_tile(X, tile, batch, head, row, n_rows, stride, D: tl.constexpr):
+    """Write a tile into a `(B, n_rows, H, D)` of neighbouring heads; `stride` is from a row to the next."""
+    X += (tl.cast(batch, tl.int64) * n_rows + row) * stride + head * D
     rows, columns = tl.arange(0, tile.shape[0])[:, None], tl.arange(0, tile.shape[1])[None, :]
     inside = (rows < n_rows - row) & (columns < D)
-    tl.store(X + rows * (H * D) + columns, tile.to(X.dtype.element_ty), mask=inside)
+    tl.store(X + rows * stride + columns, tile.to(X.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -121,7 +121,7 @@ def _forward_kernel(
             acc = dot(p.to(v.dtype), v, acc * shrink[:, None], PRECISION)
             maximum = new_maximum
 
-    _store_tile(Y, acc / total[:, None], batch, head, start_m, T, H, D)
+    _store_tile(Y, acc / total[:, None], batch, head, start_m, T, H * D, D)
     LSE += (tl.cast(batch, tl.int64) * H + head) * T_padded
     lse = tl.where(rows < T, maximum + tl.log2(total), 0.0)
     tl.store(LSE + rows, lse, mask=rows < T_padded)

@@ -30,7 +30,7 @@ from kernels.checks import check_classes, check_width
 from kernels.triton.arithmetic import LOG2_E, dot
 from kernels.triton.launch import cdiv, check, empty, gpu, launch, matrix, power_of_2, rows, tiles
 
-CHUNK_BYTES = 200 * 2**20  # of e in memory at a time: fewer chunks are fewer additions to dweight
+CHUNK_BYTES = 200 * 2**20  # of e in memory at a time, or an eighth of it: each chunk is added to dweight
 
 
 # Cross-entropy of logits that exist
@@ -301,7 +301,7 @@ def _config(x: Tensor) -> dict:
 
 
 def linear_cross_entropy_forward(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100):
-    """cross_entropy(x Wᵀ, targets), holding at most `CHUNK_BYTES` of anything that is as wide as the logits.
+    """cross_entropy(x Wᵀ, targets), with an eighth of the logits in memory, or `CHUNK_BYTES`, at a time.
 
     x `(..., C)` and weight `(V, C)` float32, bfloat16 or float16, targets `(...)` integers -> a float32
     scalar. A target outside 0 … V-1 makes the loss nan. `saved` is e' W in x's shape, 1 / Z `(rows)`,
@@ -356,8 +356,8 @@ def _loss(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, dx=None
         BLOCK_N=8, BLOCK_C=power_of_2(C, 512),
     )  # fmt: skip
 
-    # Chunks of one size, as few as fit. 16,384 rows fill any GPU.
-    most = max(min(CHUNK_BYTES // (V * x.element_size()), 16384), 16)
+    # Chunks of one size, as few as may be. 16,384 rows fill any GPU.
+    most = max(min(max(CHUNK_BYTES // (V * x.element_size()), N // 8), 16384), 16)
     size = 16 * cdiv(N, 16 * cdiv(N, most))
     n_tiles = cdiv(V, _config(x)["BLOCK_N"])
     m, s = (_numbers(x, n_tiles, size) for _ in range(2))
