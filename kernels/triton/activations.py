@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton.launch import check, check_gradient, empty, launch, rows
+from kernels.triton.launch import cdiv, check, check_gradient, empty, launch, matrix
 
 BLOCK = 1024
 
@@ -85,9 +85,9 @@ def _run(kernel, *inputs: Tensor, n_outputs: int = 1) -> list[Tensor]:
     if all(x.is_contiguous() for x in inputs):
         n, C, strides = 1, inputs[0].numel(), (0,) * len(inputs)
     else:
-        inputs = [rows(x) for x in inputs]
+        inputs = [matrix(x) for x in inputs]
         (n, C), strides = inputs[0].shape, [x.stride(0) for x in inputs]
-    launch(kernel, (n * triton.cdiv(C, BLOCK),), *inputs, *outputs, *strides, C, BLOCK=BLOCK)
+    launch(kernel, (n * cdiv(C, BLOCK),), *inputs, *outputs, *strides, C, BLOCK=BLOCK)
     return outputs
 
 

@@ -3,17 +3,20 @@
 The kernels, and the derivation, are in `flash_forward` and `flash_backward`.
 """
 
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.checks import check_attention
 from kernels.packed import empty_beside
 from kernels.triton.arithmetic import LOG2_E
 from kernels.triton.flash_backward import _dkv_kernel, _dq_kernel
 from kernels.triton.flash_forward import _forward_kernel
-from kernels.triton.launch import INTERPRETED, Gpu, check, empty, gpu, launch
+from kernels.triton.launch import INTERPRETED, TENSOR, Gpu, Launch, Tiles, check, empty, gpu, power_of_2
 
 WIDEST_HEAD = 256
 COPY_ENGINE = 90  # compute capability (times ten) from which tensor descriptors are fetched in hardware
@@ -82,36 +85,44 @@ def _options(warps: int, stages: int, registers: int | None) -> dict:
     return options if registers is None else options | {"maxnreg": registers}
 
 
-def _by_copy_engine(here: Gpu, T: int, S: int, *tensors: Tensor) -> bool:
+class Like(NamedTuple):
+    """What of a tensor decides how it is computed with."""
+
+    shape: tuple
+    strides: tuple
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _planned(plan: Callable, tensors: tuple, *choices) -> tuple:
+    """`plan` for tensors like these, of which it gets what `Like` holds and whether all are aligned."""
+    alike = tuple([None if x is None else (x.shape, x.stride(), x.dtype, x.device) for x in tensors])
+    if isinstance(tensors[0], FakeTensor):  # with sizes that may be symbols
+        return plan.__wrapped__(alike, True, *choices)
+    return plan(alike, not any([x is not None and x.data_ptr() % 16 for x in tensors]), *choices)
+
+
+def _by_copy_engine(here: Gpu, T: int, S: int, *inputs: Like) -> bool:
     """Whether the copy engine should fetch tiles of these: dense rows that begin at multiples of 16 bytes."""
     return (
         here.capability >= COPY_ENGINE
         and T * S >= LARGE
         and all(
             x.dtype.itemsize == 2
-            and x.stride(3) == 1
-            and all(stride > 0 and stride % 8 == 0 for stride in x.stride()[:3])
-            and (isinstance(x, FakeTensor) or x.data_ptr() % 16 == 0)
-            for x in tensors
+            and x.strides[3] == 1
+            and all(stride > 0 and stride % 8 == 0 for stride in x.strides[:3])
+            for x in inputs
         )
     )
 
 
-def _heads(x: Tensor, BLOCK: int, descriptors: bool) -> tuple:
+def _heads(x: Like, BLOCK: int, descriptors: bool) -> tuple:
     """What a kernel fetches tiles of x `(B, T, H, D)` from, and x's strides: x itself, or the descriptor of
     a `(B, H, T, D)` made of tiles `(1, 1, BLOCK, D rounded up)`."""
-    strides = x.stride()
     if not descriptors:
-        return x, strides
-    (B, T, H, D), width = x.shape, max(16, 1 << (x.shape[3] - 1).bit_length())
-    shape, order = [B, H, T, D], [strides[0], strides[2], strides[1], 1]
-    return TensorDescriptor(x, shape, order, [1, 1, BLOCK, width]), strides
-
-
-def _per_query(x: Tensor, T: int, BLOCK: int, descriptors: bool) -> Tensor | TensorDescriptor:
-    """x `(B, H, T_padded)` itself, or the descriptor of a `(B H, T)` made of tiles `(1, BLOCK)`."""
-    B, H, T_padded = x.shape
-    return TensorDescriptor(x, [B * H, T], [T_padded, 1], [1, BLOCK]) if descriptors else x
+        return TENSOR, x.strides
+    (B, T, H, D), (b, t, h, _) = x.shape, x.strides
+    return Tiles((B, H, T, D), (b, h, t, 1), (1, 1, BLOCK, max(16, power_of_2(D, WIDEST_HEAD)))), x.strides
 
 
 def _nonnegative(q: Tensor, softmax_scale: float) -> tuple[Tensor, float, int]:
@@ -137,6 +148,22 @@ def attention_forward(
     each query the logarithm, to base 2, of the sum of 2^(log₂e softmax_scale q·k), the sink included.
     Raises `ValueError` for shapes and devices, `TypeError` for dtypes, `RuntimeError` without a GPU.
     """
+    if softmax_scale is None:
+        softmax_scale = max(q.shape[-1:], default=1) ** -0.5
+    signed_q, scale, _ = _nonnegative(q, softmax_scale)
+    lse_shape, run = _planned(_plan_forward, (signed_q, k, v, sink), causal, window, scale)
+    y = empty(q)
+    lse = torch.empty(lse_shape, dtype=torch.float32, device=q.device)
+    run(y, signed_q, k, v, sink, lse)
+    return y, (q, k, v, sink, y, lse, causal, window, softmax_scale)
+
+
+@functools.lru_cache(maxsize=256)
+def _plan_forward(
+    alike: tuple, aligned: bool, causal: bool, window: int | None, scale: float
+) -> tuple[tuple, Launch]:
+    """-> the shape of lse, and the launch with y, q, k, v, sink and lse: kept, since a model asks again."""
+    q, k, v, sink = [x and Like(*x) for x in alike]
     check_attention(q, k, v, sink, causal, window)
     check("attention", q, k, v, sink)
     (B, T, H, D), (S, H_kv) = q.shape, k.shape[1:3]
@@ -144,28 +171,21 @@ def attention_forward(
         raise ValueError(f"attention: heads of width {D}; the triton engine has kernels up to {WIDEST_HEAD}.")
     if S == 0 and sink is None:
         raise ValueError("attention: a softmax over no keys; give at least one key, or a sink.")
-    softmax_scale = D**-0.5 if softmax_scale is None else softmax_scale
-    y = empty(q)
-    lse = torch.empty((B, H, -(-T // 4) * 4), dtype=torch.float32, device=q.device)
-    saved = (q, k, v, sink, y, lse, causal, window, softmax_scale)
-
-    q, scale, _ = _nonnegative(q, softmax_scale)
-    here = gpu(q)
+    here, T_padded = gpu(q), -(-T // 4) * 4
     BLOCK_M, BLOCK_N, *options = _tiles(FORWARD, here, q.dtype, D)
-    descriptors = _by_copy_engine(here, T, S, q, k, v)
-    launch(
+    descriptors = aligned and _by_copy_engine(here, T, S, q, k, v)
+    return (B, H, T_padded), Launch(
         _forward_kernel,
         (-(-T // BLOCK_M) * B * H,),
-        y,
+        TENSOR,
         *_heads(q, BLOCK_M, descriptors),
         *_heads(k, BLOCK_N, descriptors),
         *_heads(v, BLOCK_N, descriptors),
-        sink, 0 if sink is None else sink.stride(0), lse,
-        H, H // H_kv, T, S, lse.shape[2], min(window or 0, S), scale * LOG2_E.value,
+        TENSOR, 0 if sink is None else sink.strides[0], TENSOR,
+        H, H // H_kv, T, S, T_padded, min(window or 0, S), scale * LOG2_E.value,
         D, causal, window is not None, _precision(here), BLOCK_M, BLOCK_N,
         **_options(*options),
     )  # fmt: skip
-    return y, saved
 
 
 def attention_backward(dy: Tensor, saved: tuple):
@@ -174,54 +194,70 @@ def attention_backward(dy: Tensor, saved: tuple):
     The gradients of q, k and v that are neighbours in one array are neighbours in one, too.
     """
     q, k, v, sink, y, lse, causal, window, softmax_scale = saved
-    check("attention", q, dy)
-    if dy.shape != y.shape:
-        raise ValueError(
-            f"attention: dy {tuple(dy.shape)} must have the shape of the output, {tuple(y.shape)}."
-        )
-    (B, T, H, D), (S, H_kv) = q.shape, k.shape[1:3]
+    signed_q, scale, sign = _nonnegative(q, softmax_scale)
     dq, dk, dv = empty_beside(q, k, v)
+    sums_shape, run_dq, run_dkv = _planned(
+        _plan_backward, (signed_q, k, v, sink, y, dy), dq.stride(1), dk.stride(1), causal, window, scale
+    )
     delta = torch.empty_like(lse)
-
-    q, scale, sign = _nonnegative(q, softmax_scale)
-    here = gpu(q)
-    descriptors = _by_copy_engine(here, T, S, q, k, v, y, dy)
-    numbers = (H, H // H_kv, T, S, lse.shape[2], min(window or 0, S), scale * LOG2_E.value, scale)
-    choices = (D, causal, window is not None, _precision(here))
-
-    BLOCK_M, BLOCK_N, *options = _tiles(DQ, here, q.dtype, D)
-    n_blocks = -(-T // BLOCK_M)
-    dsink = None if sink is None else torch.empty((B * n_blocks, H), dtype=torch.float32, device=q.device)
-    launch(
-        _dq_kernel,
-        (n_blocks * B * H,),
-        dq, dq.stride(1),
-        *_heads(q, BLOCK_M, descriptors),
-        *_heads(k, BLOCK_N, descriptors),
-        *_heads(v, BLOCK_N, descriptors),
-        sink, 0 if sink is None else sink.stride(0), _heads(y, BLOCK_M, descriptors)[0], lse,
-        *_heads(dy, BLOCK_M, descriptors), delta, dsink,
-        *numbers, *choices, BLOCK_M, BLOCK_N,
-        **_options(*options),
-    )  # fmt: skip
-
-    BLOCK_M, BLOCK_N, *options = _tiles(DKV, here, q.dtype, D)
-    launch(
-        _dkv_kernel,
-        (-(-S // BLOCK_N) * B * H_kv,),
-        dk, dv, dk.stride(1),
-        *_heads(q, BLOCK_M, descriptors),
-        *_heads(k, BLOCK_N, descriptors),
-        *_heads(v, BLOCK_N, descriptors),
-        _per_query(lse, T, BLOCK_M, descriptors),
-        *_heads(dy, BLOCK_M, descriptors),
-        _per_query(delta, T, BLOCK_M, descriptors),
-        *numbers, *choices, BLOCK_M, BLOCK_N,
-        **_options(*options),
-    )  # fmt: skip
+    dsink = None if sink is None else torch.empty(sums_shape, dtype=torch.float32, device=q.device)
+    run_dq(dq, signed_q, k, v, sink, y, lse, dy, delta, dsink)
+    run_dkv(dk, dv, signed_q, k, v, lse, dy, delta)
     return (
         dq if sign == 1 else dq * sign,
         dk,
         dv,
         None if sink is None else dsink.sum(0).to(sink.dtype),
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _plan_backward(
+    alike: tuple, aligned: bool, dq_t: int, dk_t: int, causal: bool, window: int | None, scale: float
+) -> tuple[tuple, Launch, Launch]:
+    """-> the shape of the partial sums of dsink; the launches with dq, q, k, v, sink, y, lse, dy, delta and
+    dsink, and with dk, dv, q, k, v, lse, dy and delta."""
+    q, k, v, sink, y, dy = [x and Like(*x) for x in alike]
+    check("attention", q, dy)
+    if dy.shape != y.shape:
+        raise ValueError(
+            f"attention: dy {tuple(dy.shape)} must have the shape of the output, {tuple(y.shape)}."
+        )
+    here = gpu(q)
+    (B, T, H, D), (S, H_kv) = q.shape, k.shape[1:3]
+    T_padded = -(-T // 4) * 4
+    descriptors = aligned and _by_copy_engine(here, T, S, q, k, v, y, dy)
+    numbers = (H, H // H_kv, T, S, T_padded, min(window or 0, S), scale * LOG2_E.value, scale)
+    choices = (D, causal, window is not None, _precision(here))
+
+    BLOCK_M, BLOCK_N, *options = _tiles(DQ, here, q.dtype, D)
+    n_blocks = -(-T // BLOCK_M)
+    run_dq = Launch(
+        _dq_kernel,
+        (n_blocks * B * H,),
+        TENSOR, dq_t,
+        *_heads(q, BLOCK_M, descriptors),
+        *_heads(k, BLOCK_N, descriptors),
+        *_heads(v, BLOCK_N, descriptors),
+        TENSOR, 0 if sink is None else sink.strides[0], _heads(y, BLOCK_M, descriptors)[0], TENSOR,
+        *_heads(dy, BLOCK_M, descriptors), TENSOR, TENSOR,
+        *numbers, *choices, BLOCK_M, BLOCK_N,
+        **_options(*options),
+    )  # fmt: skip
+
+    BLOCK_M, BLOCK_N, *options = _tiles(DKV, here, q.dtype, D)
+    per_query = Tiles((B * H, T), (T_padded, 1), (1, BLOCK_M)) if descriptors else TENSOR  # lse and delta
+    run_dkv = Launch(
+        _dkv_kernel,
+        (-(-S // BLOCK_N) * B * H_kv,),
+        TENSOR, TENSOR, dk_t,
+        *_heads(q, BLOCK_M, descriptors),
+        *_heads(k, BLOCK_N, descriptors),
+        *_heads(v, BLOCK_N, descriptors),
+        per_query,
+        *_heads(dy, BLOCK_M, descriptors),
+        per_query,
+        *numbers, *choices, BLOCK_M, BLOCK_N,
+        **_options(*options),
+    )  # fmt: skip
+    return (B * n_blocks, H), run_dq, run_dkv

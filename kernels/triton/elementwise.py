@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton.launch import check, empty, launch
+from kernels.triton.launch import cdiv, check, empty, launch, power_of_2
 
 PIECE = 256  # terms of a long sum that one program adds up
 
@@ -55,12 +55,12 @@ def sum_middle(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The sum over the middle of x `(outer, R, C)` -> `(outer, C)` of a dtype, summed in float32."""
     outer, R, C = x.shape
     x = x if x.stride(2) == 1 else x.contiguous()
-    piece = PIECE if R > PIECE else triton.next_power_of_2(max(R, 1))
-    pieces = max(triton.cdiv(R, piece), 1)
+    piece = power_of_2(R, PIECE)
+    pieces = max(cdiv(R, piece), 1)
     y = torch.empty((outer, pieces, C), dtype=dtype if pieces == 1 else torch.float32, device=x.device)
-    block_c = min(triton.next_power_of_2(max(C, 1)), 256 if outer * pieces * C >= 2**20 else 64)
+    block_c = power_of_2(C, 256 if outer * pieces * C >= 2**20 else 64)
     launch(
-        _sum_kernel, (outer * pieces * triton.cdiv(C, block_c),), x, y, R, C, x.stride(0), x.stride(1),
+        _sum_kernel, (outer * pieces * cdiv(C, block_c),), x, y, R, C, x.stride(0), x.stride(1),
         PIECE=piece, BLOCK_R=min(piece, 16), BLOCK_C=block_c,
     )  # fmt: skip
     return y.view(outer, C) if pieces == 1 else sum_middle(y, dtype)
@@ -76,9 +76,9 @@ def _binary(operation: str, a: Tensor, b: Tensor) -> Tensor:
         y = torch.empty(shape, dtype=a.dtype, device=a.device)
         a, b = _three(a.expand(shape)), _three(b.expand(shape))
         B, T, C = a.shape
-    block = min(triton.next_power_of_2(max(C, 1)), 1024)
+    block = power_of_2(C, 1024)
     launch(
-        _binary_kernel, (B * T * triton.cdiv(C, block),), a, b, y, T, C, *a.stride(), *b.stride(),
+        _binary_kernel, (B * T * cdiv(C, block),), a, b, y, T, C, *a.stride(), *b.stride(),
         PRODUCT=operation == "mul", BLOCK=block,
     )  # fmt: skip
     return y
@@ -91,6 +91,8 @@ def _three(x: Tensor) -> Tensor:
 
 def _sum_to(gradient: Tensor, shape: tuple) -> Tensor:
     """Undo broadcasting: sum `gradient` over every dimension along which `shape` was repeated."""
+    if gradient.shape == shape:
+        return gradient
     full = (1,) * (gradient.dim() - len(shape)) + tuple(shape)
     for i, size in enumerate(full):
         if size != gradient.shape[i]:
@@ -104,7 +106,7 @@ def _sum_to(gradient: Tensor, shape: tuple) -> Tensor:
 
 def _check_gradient(operation: str, dy: Tensor, *shapes: tuple) -> None:
     check(operation, dy)
-    if dy.shape != torch.broadcast_shapes(*shapes):
+    if any(dy.shape != shape for shape in shapes) and dy.shape != torch.broadcast_shapes(*shapes):
         raise ValueError(f"{operation}: a gradient {tuple(dy.shape)} is not what {shapes} broadcast to.")
 
 

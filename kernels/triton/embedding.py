@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.triton.arithmetic import dot
 from kernels.triton.elementwise import sum_middle
-from kernels.triton.launch import check, gpu, launch, rows
+from kernels.triton.launch import cdiv, check, gpu, launch, matrix, power_of_2
 
 PIECE = 32  # sorted tokens that are summed together where they have one id
 # Tokens times rows of the table up to which the matrix product is taken, by bytes of a number:
@@ -114,12 +114,12 @@ def embedding_forward(ids: Tensor, weight: Tensor):
     check("embedding", weight, ids)
     if ids.is_floating_point():
         raise TypeError(f"embedding: ids must be integers, not {ids.dtype}.")
-    (V, C), weight = weight.shape, rows(weight)
+    (V, C), weight = weight.shape, matrix(weight)
     y = torch.empty((*ids.shape, C), dtype=weight.dtype, device=weight.device)
-    BLOCK_C = min(triton.next_power_of_2(C), 256)
+    BLOCK_C = power_of_2(C, 256)
     BLOCK_N = max(2048 // BLOCK_C, 1)
     launch(
-        _gather_kernel, (triton.cdiv(ids.numel(), BLOCK_N),), weight, ids.contiguous(), y,
+        _gather_kernel, (cdiv(ids.numel(), BLOCK_N),), weight, ids.contiguous(), y,
         ids.numel(), V, C, weight.stride(0), BLOCK_N=BLOCK_N, BLOCK_C=BLOCK_C,
     )  # fmt: skip
     return y, (ids, V)
@@ -131,7 +131,7 @@ def embedding_backward(dy: Tensor, saved: tuple) -> Tensor:
     check("embedding", dy, ids)
     if dy.shape[:-1] != ids.shape:
         raise ValueError(f"embedding: ids {tuple(ids.shape)} have no gradient {tuple(dy.shape)}.")
-    dy, ids = rows(dy), ids.reshape(-1)
+    dy, ids = matrix(dy), ids.reshape(-1)
     return (
         _by_one_hot(dy, ids, V) if V * ids.numel() <= ONE_HOT[dy.element_size()] else _by_sorting(dy, ids, V)
     )
@@ -139,9 +139,9 @@ def embedding_backward(dy: Tensor, saved: tuple) -> Tensor:
 
 def _by_one_hot(dy: Tensor, ids: Tensor, V: int) -> Tensor:
     N, C = dy.shape
-    tiles = triton.cdiv(V, 64), triton.cdiv(C, 64)
+    tiles = cdiv(V, 64), cdiv(C, 64)
     layers = max(min(4 * gpu(dy).processors // (tiles[0] * tiles[1]), N // 256), 1)
-    length = 64 * triton.cdiv(triton.cdiv(N, layers), 64)
+    length = 64 * cdiv(cdiv(N, layers), 64)
     dtype = dy.dtype if layers == 1 else torch.float32
     sums = torch.empty((layers, V, C), dtype=dtype, device=dy.device)
     launch(
@@ -160,14 +160,14 @@ def _by_sorting(dy: Tensor, ids: Tensor, V: int) -> Tensor:
     # A common token has thousands of places: pieces of them are summed by programs of their own.
     sums = torch.empty((N // PIECE, C), dtype=torch.float32, device=dy.device)
     dweight = torch.empty((V, C), dtype=dy.dtype, device=dy.device)
-    block = min(triton.next_power_of_2(C), 256)
+    block = power_of_2(C, 256)
     launch(
-        _pieces_kernel, (N // PIECE, triton.cdiv(C, block)), dy, ids, order, sums, C, dy.stride(0),
+        _pieces_kernel, (N // PIECE, cdiv(C, block)), dy, ids, order, sums, C, dy.stride(0),
         PIECE=PIECE, BLOCK_N=16, BLOCK_C=block, num_warps=4,
     )  # fmt: skip
-    block = min(triton.next_power_of_2(C), 1024)
+    block = power_of_2(C, 1024)
     launch(
-        _scatter_kernel, (V, triton.cdiv(C, block)), dy, order, starts, sums, dweight, C, dy.stride(0),
+        _scatter_kernel, (V, cdiv(C, block)), dy, order, starts, sums, dweight, C, dy.stride(0),
         PIECE=PIECE, BLOCK_N=4, BLOCK_C=block, num_warps=4,
     )  # fmt: skip
     return dweight

@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 from torch._subclasses import FakeTensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 INTERPRETED = triton.knobs.runtime.interpret  # Triton decides it when a kernel is defined, so do we
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -33,24 +34,27 @@ def check(operation: str, *tensors: Tensor | None) -> None:
             continue
         if x.device != device:
             raise ValueError(f"{operation}: tensors on {device} and on {x.device}; put all on one device.")
-        if not x.dtype.is_floating_point:
+        its = x.dtype
+        if its is dtype or not its.is_floating_point:
             continue
-        if x.dtype not in DTYPES:
+        if its not in DTYPES:
             raise TypeError(
                 f"{operation}: the triton engine computes in float32, bfloat16 and float16, not in "
-                f"{str(x.dtype).removeprefix('torch.')}."
+                f"{str(its).removeprefix('torch.')}."
             )
-        if dtype is not None and x.dtype != dtype:
-            raise TypeError(f"{operation}: tensors of {dtype} and of {x.dtype}; convert all to one dtype.")
-        dtype = x.dtype
-    if device.type == "cpu" and not INTERPRETED:
+        if dtype is not None:
+            raise TypeError(f"{operation}: tensors of {dtype} and of {its}; convert all to one dtype.")
+        dtype = its
+    if device.type == "cuda":
+        return
+    if device.type != "cpu":
+        raise ValueError(f"{operation}: the triton engine has no kernels for tensors on {device}.")
+    if not INTERPRETED:
         raise RuntimeError(
             f"{operation}: Triton's kernels run on a GPU, and these tensors are on the CPU. Move them with "
             '.to("cuda"), or set the environment variable TRITON_INTERPRET=1 before Python starts: '
             "Triton then interprets its kernels on the CPU, slowly."
         )
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"{operation}: the triton engine has no kernels for tensors on {device}.")
 
 
 def check_gradient(operation: str, dy: Tensor, y: Tensor) -> None:
@@ -75,19 +79,24 @@ def _gpu(device: torch.device) -> Gpu:
     return Gpu(capability, properties.multi_processor_count, properties.shared_memory_per_block_optin)
 
 
-_HERE = nullcontext()
 _compiled: dict[tuple, tuple] = {}
+_KIND = ~0x7FFFFFF0  # of an integer: its four lowest bits, and those beyond 32-bit numbers
 
 
-def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> None:
+def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> tuple | None:
     """`kernel[grid](*arguments, **options)` on the GPU of the first argument, a tensor.
 
-    A tensor of shapes only, under `torch.compile`'s tracing, launches nothing. Nor does an empty grid.
+    The kernel's constants, its `tl.constexpr`, come after all other arguments. A tensor of shapes only, under
+    `torch.compile`'s tracing, launches nothing. Nor does an empty grid.
 
     Triton looks at every argument at every call, to find the machine code that was compiled for its like:
-    longer than a small kernel runs. So that code is kept here, under a key that is quicker to make. The key
-    has numbers by value, where Triton only asks whether they are 1 or multiples of 16, and of a tensor what
-    Triton asks too: its dtype, and whether its address is a multiple of 16.
+    longer than a small kernel runs. So that code is kept here, under a key that is quicker to make and tells
+    apart all that Triton does: of a tensor its dtype, and whether its address is a multiple of 16; of an
+    integer whether it is 1, whether it is a multiple of 16, and whether 32 bits hold it; of another number
+    its type; of tuples, constants and options everything. And addresses are passed on as numbers: of every
+    tensor Triton would ask the driver, at every call, whether the GPU can reach it.
+
+    -> what was kept, or None where nothing is.
     """
     x = arguments[0]
     if isinstance(x, FakeTensor):
@@ -95,39 +104,146 @@ def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> None:
     if INTERPRETED:
         with _watching(kernel, arguments):
             kernel[grid](*arguments, **options)
-        return
-    index = x.device.index  # Triton launches on the current GPU, which may be another than x's
-    with _HERE if index == torch.cuda.current_device() else torch.cuda.device(index):
-        key = (
-            kernel,
-            index,
-            *[(a.dtype, a.data_ptr() % 16 == 0) if isinstance(a, Tensor) else a for a in arguments],
-            *options.values(),
-        )
-        try:
-            found = _compiled.get(key)
-        except TypeError:  # an argument without a hash, such as a tensor descriptor
-            kernel[grid](*arguments, **options)
-            return
-        if found:
-            compiled, constants = found
-            compiled[(*grid, 1, 1)](*arguments, *constants)
-            return
-        if len(_compiled) >= 4096:  # lengths that change at every call
+        return None
+    device = x.get_device()
+    if device != torch.accelerator.current_device_index():  # on which Triton would launch
+        with torch.cuda.device(device):
+            return launch(kernel, grid, *arguments, **options)
+    first_constant = kernel.constexprs[0]
+    key = [kernel.fn, device, *arguments[first_constant:], *options.values()]
+    values = []
+    for a in arguments[:first_constant]:
+        kind = type(a)  # asked in the order of how quickly it is answered
+        if kind is int:
+            key.append(a & _KIND if a != 1 else kind)
+        elif a is None or kind is float:
+            key.append(kind)
+        elif kind is Tensor or isinstance(a, Tensor):
+            key.append(a.dtype)
+            a = a.data_ptr()
+            key.append(a % 16 == 0)
+        elif kind is TensorDescriptor:
+            key += kind, a.base.dtype, *a.block_shape
+        else:
+            key.append(a if kind is tuple else kind)
+        values.append(a)
+    key = tuple(key)
+    found = _compiled.get(key)
+    if found is None or _hooked():
+        compiled = kernel[grid](*arguments, **options)
+        if len(_compiled) >= 4096:  # strides that change at every call
             _compiled.clear()
-        named = {name: value for name, value in options.items() if name in kernel.arg_names}
-        call = kernel.signature.bind(*arguments, **named)
-        call.apply_defaults()
-        _compiled[key] = kernel[grid](*arguments, **options), call.args[len(arguments) :]
+        unread = (None,) * len(kernel.constexprs)  # constants have become part of the code
+        found = _compiled[key] = compiled.run, compiled.function, compiled.packed_metadata, unread
+    else:
+        _start(found, grid, device, values)
+    return found
+
+
+def _hooked() -> bool:
+    """Whether a profiler wants to hear of every launch."""
+    runtime = triton.knobs.runtime
+    return bool(runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls)
+
+
+def _start(found: tuple, grid: tuple[int, ...], device: int, values: list) -> None:
+    run, function, metadata, unread = found
+    stream = triton.runtime.driver.active.get_current_stream(device)
+    run(*(*grid, 1, 1)[:3], stream, function, metadata, None, None, None, *values, *unread)
+
+
+TENSOR = object()  # stands for an argument that comes with the call
+
+
+class Tiles(NamedTuple):
+    """Stands for a tensor that the copy engine fetches in tiles of shape `block`; see `tiles`."""
+
+    shape: tuple
+    strides: tuple
+    block: tuple
+
+
+class Launch:
+    """A launch of which all is decided but the tensors: made once for one kind of them, called many times.
+
+    `TENSOR` and `Tiles` among the arguments stand for the tensors of a call. At every call these have the
+    same dtypes, and the same ones are None.
+    """
+
+    def __init__(self, kernel, grid: tuple[int, ...], *arguments, **options):
+        self.kernel, self.grid, self.arguments, self.options = kernel, grid, arguments, options
+        self.places = [i for i, a in enumerate(arguments) if a is TENSOR or isinstance(a, Tiles)]
+        self.found = {}  # by device, for tensors that begin at multiples of 16 bytes
+
+    def __call__(self, *tensors: Tensor | None) -> None:
+        x = tensors[0]
+        device = None if isinstance(x, FakeTensor) else x.get_device()
+        found = self.found.get(device)
+        values, together = list(self.arguments), 0
+        if found is None or device != torch.accelerator.current_device_index() or _hooked():
+            return self._first(tensors, values, device)
+        for place, x in zip(self.places, tensors, strict=True):
+            if x is not None:
+                address = x.data_ptr()
+                together |= address
+                x = address if values[place] is TENSOR else tiles(x, *values[place])
+            values[place] = x
+        if together % 16:
+            return self._first(tensors, values, device)
+        _start(found, self.grid, device, values[: self.kernel.constexprs[0]])
+
+    def _first(self, tensors: tuple, values: list, device: int | None) -> None:
+        for place, x in zip(self.places, tensors, strict=True):
+            by_tiles = isinstance(self.arguments[place], Tiles)
+            values[place] = tiles(x, *self.arguments[place]) if by_tiles else x
+        found = launch(self.kernel, self.grid, *values, **self.options)
+        if found and not any(x.data_ptr() % 16 for x in tensors if x is not None):
+            self.found[device] = found
 
 
 def _without_data(kernel, grid, arguments, options) -> None:
     """Nothing to compute. `kernels.triton.ahead` puts its compiler here."""
 
 
+<<<<<<< HEAD
 def _watching(kernel, arguments):
     """Around what the interpreter does. `course.profiling` puts here who counts launches."""
-    return _HERE
+    return nullcontext()
+=======
+def tiles(x: Tensor, shape: tuple, strides: tuple, block: tuple) -> TensorDescriptor:
+    """From where the copy engine fetches tiles of shape `block` of an array at x's address.
+
+    One that was made before is returned again: Triton's checks take longer than all of a launch.
+    """
+    if INTERPRETED or isinstance(x, FakeTensor):
+        return TensorDescriptor(x, list(shape), list(strides), list(block))
+    return _tiles(_Address(x.data_ptr(), x.dtype), shape, strides, block)
+
+
+class _Address(NamedTuple):
+    """What Triton asks of a descriptor's tensor. With the tensor itself, its memory would be kept too."""
+
+    address: int
+    dtype: torch.dtype
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+@functools.lru_cache(maxsize=1024)
+def _tiles(base: _Address, shape: tuple, strides: tuple, block: tuple) -> TensorDescriptor:
+    return TensorDescriptor(base, list(shape), list(strides), list(block))
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b rounded up; `triton.cdiv`, which kernels can call too, takes thirty times as long."""
+    return -(-a // b)
+
+
+def power_of_2(n: int, most: int) -> int:
+    """The smallest power of 2 that is not below n, but at most `most`, itself one."""
+    return most if n >= most else 1 << (max(int(n), 1) - 1).bit_length()
+>>>>>>> lau
 
 
 def empty(x: Tensor) -> Tensor:
@@ -135,12 +251,20 @@ def empty(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def rows(x: Tensor) -> Tensor:
-    """`(..., C)` as `(rows, C)` with neighbouring features and any distance between rows.
+def rows(x: Tensor) -> tuple[Tensor, int, int]:
+    """x `(..., C)` as rows at one distance: a tensor that begins with the first, their number, the distance.
 
-    A view of all layouts that a model makes. One with gaps between features is copied: a kernel that read
-    it in place would fetch the gaps too, once for every pass.
+    Layouts that a model makes are taken as they are. One with gaps between features is copied: a kernel that
+    read it in place would fetch the gaps too, once for every pass.
     """
+    if x.is_contiguous():
+        return x, x.numel() // x.shape[-1], x.shape[-1]
+    x = matrix(x)
+    return x, x.shape[0], x.stride(0)
+
+
+def matrix(x: Tensor) -> Tensor:
+    """`(..., C)` as `(rows, C)`, a view wherever `rows` would not copy."""
     if x.dim() != 2:
         x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 else x.contiguous()

@@ -18,16 +18,17 @@ A token of which the model was sure that it is another one has an e that overflo
 more, with its lse (by then known) in the place of l_y.
 """
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch._subclasses import FakeTensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.checks import check_classes, check_width
 from kernels.triton.arithmetic import LOG2_E, dot
-from kernels.triton.launch import check, empty, gpu, launch, rows
+from kernels.triton.launch import cdiv, check, empty, gpu, launch, matrix, power_of_2, rows, tiles
 
 CHUNK_BYTES = 200 * 2**20  # of e in memory at a time, or an eighth of it: each chunk is added to dweight
 
@@ -105,11 +106,11 @@ def cross_entropy_forward(logits: Tensor, targets: Tensor, ignore_index: int = -
     check_classes(logits, targets)
     check("cross_entropy", logits, targets)
     V, N = logits.shape[-1], targets.numel()
-    flat, labels = rows(logits), targets.reshape(-1).contiguous()
-    lse, losses = (_numbers(logits, N) for _ in range(2))
-    block = min(triton.next_power_of_2(V), 8192)
+    (flat, _, stride), labels = rows(logits), targets.contiguous()
+    lse, losses = _numbers(logits, N), _numbers(logits, N)
+    block = power_of_2(V, 8192)
     launch(
-        _lse_kernel, (N,), flat, labels, lse, losses, V, flat.stride(0), ignore_index,
+        _lse_kernel, (N,), flat, labels, lse, losses, V, stride, ignore_index,
         BLOCK=block, num_warps=min(max(block // 512, 1), 8),
     )  # fmt: skip
     loss, count = _mean(losses, labels, ignore_index)
@@ -119,19 +120,19 @@ def cross_entropy_forward(logits: Tensor, targets: Tensor, ignore_index: int = -
 def cross_entropy_backward(dy: Tensor, saved: tuple) -> Tensor:
     """-> dlogits = (softmax(logits) - one_hot(targets)) / number of targets."""
     logits, targets, lse, count, ignore_index = saved
-    V, flat = logits.shape[-1], rows(logits)
+    V, (flat, n, stride) = logits.shape[-1], rows(logits)
     dlogits = empty(logits)
-    block = min(triton.next_power_of_2(V), 4096)
+    block = power_of_2(V, 4096)
     launch(
-        _dlogits_kernel, (flat.shape[0] * triton.cdiv(V, block),),
-        dy, flat, targets.reshape(-1).contiguous(), lse, count, dlogits, V, flat.stride(0), ignore_index,
+        _dlogits_kernel, (n * cdiv(V, block),),
+        dy, flat, targets.contiguous(), lse, count, dlogits, V, stride, ignore_index,
         BLOCK=block, num_warps=min(max(block // 512, 1), 8),
     )  # fmt: skip
     return dlogits
 
 
 def _numbers(x: Tensor, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32, device=x.device)
+    return torch.empty(*shape, dtype=torch.float32, device=x.device)
 
 
 def _mean(losses: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
@@ -331,8 +332,8 @@ def _scaled(dy: Tensor, x: Tensor, scale: Tensor | None, count: Tensor, dtype: t
     C = x.shape[-1]
     y, N = torch.empty(x.shape, dtype=dtype, device=x.device), x.numel() // C
     launch(
-        _scale_kernel, (triton.cdiv(N, 4),), dy, x, scale, count, y, N, C,
-        BLOCK_N=4, BLOCK_C=min(triton.next_power_of_2(C), 1024),
+        _scale_kernel, (cdiv(N, 4),), dy, x, scale, count, y, N, C,
+        BLOCK_N=4, BLOCK_C=power_of_2(C, 1024),
     )  # fmt: skip
     return y
 
@@ -347,56 +348,63 @@ def _loss(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, dx=None
             f"got {tuple(targets.shape)}."
         )
     (V, C), N = weight.shape, targets.numel()
-    x, weight, labels = _for_tma(rows(x)), _for_tma(rows(weight)), targets.reshape(-1).contiguous()
+    x, weight, labels = _for_tma(matrix(x)), _for_tma(matrix(weight)), targets.reshape(-1).contiguous()
     numbers = _numbers(x, 5, N)  # of each row: picked, losses, lse, reference, scale
     launch(
-        _target_logits_kernel, (triton.cdiv(N, 8),), x, weight, labels, numbers,
+        _target_logits_kernel, (cdiv(N, 8),), x, weight, labels, numbers,
         N, V, C, x.stride(0), weight.stride(0), ignore_index,
-        BLOCK_N=8, BLOCK_C=min(triton.next_power_of_2(C), 512),
+        BLOCK_N=8, BLOCK_C=power_of_2(C, 512),
     )  # fmt: skip
 
     # Chunks of one size, as few as may be. 16,384 rows fill any GPU.
     most = max(min(max(CHUNK_BYTES // (V * x.element_size()), N // 8), 16384), 16)
-    size = 16 * triton.cdiv(N, 16 * triton.cdiv(N, most))
-    n_tiles = triton.cdiv(V, _config(x)["BLOCK_N"])
+    size = 16 * cdiv(N, 16 * cdiv(N, most))
+    n_tiles = cdiv(V, _config(x)["BLOCK_N"])
     m, s = (_numbers(x, n_tiles, size) for _ in range(2))
     e, x_scaled = (None, None) if dx is None else (_padded(x, size, V), x.new_empty(size, C))
     # Above it, Z = exp(loss) leaves the range in which e's dtype is precise.
     limit = 10.0 if x.dtype == torch.float16 else 64.0
     for start in range(0, N, size):
         R = min(size, N - start)
-        chunk, label = x.narrow(0, start, R), labels.narrow(0, start, R)
-        picked, losses, lse, reference, scale = numbers.narrow(1, start, R).unbind()
-        _exp_logits(chunk, weight, e, losses, picked, m, s, limit, again=False)
+        chunk, label = _part(x, start, R), _part(labels, start, R)
+        picked, losses, lse, reference, scale = _part(numbers, start, R, 1).unbind()
+        exp_logits = _exp_logits(chunk, weight, e, m, s, limit)
+        exp_logits(losses, picked, again=False)
         launch(
-            _rows_kernel, (triton.cdiv(R, 8),), label, picked, m, s, losses, lse, reference, scale,
+            _rows_kernel, (cdiv(R, 8),), label, picked, m, s, losses, lse, reference, scale,
             chunk, x_scaled, R, C, chunk.stride(0), n_tiles, ignore_index, limit,
-            BLOCK_R=8, BLOCK_T=128, BLOCK_C=min(triton.next_power_of_2(C), 512),
+            BLOCK_R=8, BLOCK_T=128, BLOCK_C=power_of_2(C, 512),
         )  # fmt: skip
         if dx is None:
             continue
-        _exp_logits(chunk, weight, e, losses, reference, m, s, limit, again=True)
+        exp_logits(losses, reference, again=True)
         launch(
-            _subtract_targets_kernel, (triton.cdiv(R, 128),), e, label, reference, lse,
+            _subtract_targets_kernel, (cdiv(R, 128),), e, label, reference, lse,
             R, V, e.stride(0), ignore_index, BLOCK=128,
         )  # fmt: skip
-        e_rows, x_rows = e.narrow(0, 0, R), x_scaled.narrow(0, 0, R)
-        _multiply_add(dx.view(N, C).narrow(0, start, R), e_rows, weight, beta=0)
+        e_rows, x_rows = _part(e, 0, R), _part(x_scaled, 0, R)
+        _multiply_add(_part(dx.view(N, C), start, R), e_rows, weight, beta=0)
         _multiply_add(dweight, e_rows.t(), x_rows, beta=int(start > 0))
-    picked, losses, lse, reference, scale = numbers.unbind()
+    _, losses, _, _, scale = numbers.unbind()
     loss, count = _mean(losses, labels, ignore_index)
     return loss, count, scale
 
 
-def _exp_logits(x, weight, e, losses, reference, m, s, limit: float, again: bool) -> None:
+def _part(x: Tensor, start: int, length: int, dim: int = 0) -> Tensor:
+    """`length` rows of x: x itself where that is all, and no time is lost with views."""
+    return x if length == x.shape[dim] else x.narrow(dim, start, length)
+
+
+def _exp_logits(x, weight, e, m, s, limit: float) -> Callable:
+    """The launch of both tries, a function of losses, reference and `again`."""
     (R, C), V = x.shape, weight.shape[0]
     config = _config(x)
     programs = gpu(x).processors * config.pop("per_processor")
     M, N, K = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
-    x_desc, weight_desc = (TensorDescriptor.from_tensor(*y) for y in ((x, [M, K]), (weight, [N, K])))
-    e_desc = None if e is None else TensorDescriptor.from_tensor(e, [M, N // 2])
-    launch(
-        _exp_logits_kernel, (programs,), losses, reference, m, s, x_desc, weight_desc, e_desc, R, V, C, limit,
+    fetched = tiles(x, x.shape, x.stride(), (M, K)), tiles(weight, weight.shape, weight.stride(), (N, K))
+    stored = None if e is None else tiles(e, e.shape, e.stride(), (M, N // 2))
+    return lambda losses, reference, again: launch(
+        _exp_logits_kernel, (programs,), losses, reference, m, s, *fetched, stored, R, V, C, limit,
         AGAIN=again, PROGRAMS=programs, **config,
     )  # fmt: skip
 
@@ -416,7 +424,7 @@ def _multiply_add(out: Tensor, a: Tensor, b: Tensor, beta: int) -> None:
 def _padded(like: Tensor, n_rows: int, columns: int) -> Tensor:
     """`(n_rows, columns)` whose rows begin at multiples of 16 bytes."""
     step = 16 // like.element_size()
-    return like.new_empty(n_rows, triton.cdiv(columns, step) * step).narrow(1, 0, columns)
+    return _part(like.new_empty(n_rows, cdiv(columns, step) * step), 0, columns, 1)
 
 
 def _for_tma(x: Tensor) -> Tensor:

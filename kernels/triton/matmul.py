@@ -13,7 +13,7 @@ from torch import Tensor
 from kernels.checks import check_width
 from kernels.triton.arithmetic import dot
 from kernels.triton.elementwise import sum_middle
-from kernels.triton.launch import check, gpu, launch, rows
+from kernels.triton.launch import cdiv, check, gpu, launch, matrix
 
 GROUP = tl.constexpr(8)  # rows of tiles that are walked through together
 
@@ -53,7 +53,7 @@ def _matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a b + bias. a `(M, K)` and b `(K, N)` of any strides -> `(M, N)`."""
     (M, K), N = a.shape, b.shape[1]
     config, split = _config(a, M, N, K)
-    tiles = triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"])
+    tiles = cdiv(M, config["BLOCK_M"]) * cdiv(N, config["BLOCK_N"])
     dtype = a.dtype if split == 1 else torch.float32
     c = torch.empty((split, M, N), dtype=dtype, device=a.device)
     launch(
@@ -74,9 +74,9 @@ def _config(a: Tensor, M: int, N: int, K: int) -> tuple[dict, int]:
         config = dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=32, num_warps=4, num_stages=3)
     else:
         config = dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=64, num_warps=8, num_stages=3)
-    tiles = triton.cdiv(M, config["BLOCK_M"]) * triton.cdiv(N, config["BLOCK_N"])
+    tiles = cdiv(M, config["BLOCK_M"]) * cdiv(N, config["BLOCK_N"])
     # A part has at least 512 terms: shorter ones cost more to add up than they save.
-    return config, max(min(triton.cdiv(2 * processors, max(tiles, 1)), K // 512), 1)
+    return config, max(min(cdiv(2 * processors, max(tiles, 1)), K // 512), 1)
 
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None):
@@ -88,7 +88,7 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None):
     check_width("linear", x, weight.shape[1])
     check("linear", x, weight, bias)
     bias_values = None if bias is None else bias.contiguous()
-    y = _matmul(rows(x), weight.t(), bias_values).view(*x.shape[:-1], weight.shape[0])
+    y = _matmul(matrix(x), weight.t(), bias_values).view(*x.shape[:-1], weight.shape[0])
     return y, (x, weight, bias is not None)
 
 
@@ -100,8 +100,8 @@ def linear_backward(dy: Tensor, saved: tuple):
         raise ValueError(
             f"linear: x {tuple(x.shape)} and weight {tuple(weight.shape)} have no gradient {tuple(dy.shape)}."
         )
-    flat = rows(dy)
+    flat = matrix(dy)
     dx = _matmul(flat, weight).view(x.shape)
-    dweight = _matmul(flat.t(), rows(x))
+    dweight = _matmul(flat.t(), matrix(x))
     dbias = sum_middle(flat.unsqueeze(0), dy.dtype).view(-1) if has_bias else None
     return dx, dweight, dbias

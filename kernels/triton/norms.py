@@ -4,7 +4,8 @@ A norm reads a row, needs a number or two about the whole row, and writes the ro
 the time is that of moving the bytes, and the one thing to get right is to move each byte once. A program
 therefore holds whole rows in registers. The gradient of the weight is a sum over all rows: each program
 of the backward pass sums the rows that it sees, in registers, and a second kernel adds these partial sums
-in a fixed order, so that two runs give the same bits.
+in a fixed order, so that two runs give the same bits. A few tiles of rows are one program's work, whose sums
+are the gradient: the host would be busier with a second kernel than the GPU with the first.
 """
 
 import functools
@@ -18,6 +19,7 @@ from kernels.checks import check_width
 from kernels.triton.launch import Gpu, check, check_gradient, empty, gpu, launch, rows
 
 WIDEST = 16384  # columns that a program holds at a time; wider rows go through it in blocks
+FEW = 4  # tiles of rows that one program of the backward pass works through alone
 
 
 @triton.jit
@@ -86,7 +88,8 @@ def _norm_backward(
     """ROWS rows at a time, the programs taking turns: dx of each row, and the sums for dweight and dbias.
 
     With x̂ = (x - μ) r and g = w dy:  dx = r (g - mean(g) - x̂ mean(g x̂)) + dh,  dw = Σ dy x̂,  db = Σ dy;
-    RMSNorm has no mean(g). `dweights` and `dbiases` are (programs, C): each program's sums over its rows.
+    RMSNorm has no mean(g). `dweights` and `dbiases` are (programs, C): each program's sums over its rows, and
+    the gradients themselves where one program is enough.
     While a tile is worked on, the next STAGES - 1 are on their way into shared memory.
     """
     program = tl.program_id(0).to(tl.int64)
@@ -139,14 +142,20 @@ def _norm_backward(
                     tl.store(dbiases + program * C + columns, db, mask=mask)
     if C <= BLOCK:
         columns = tl.arange(0, BLOCK)
-        tl.store(dweights + program * C + columns, tl.sum(dw, 0), mask=columns < C)
+        place = program * C + columns
+        tl.store(dweights + place, tl.sum(dw, 0).to(dweights.dtype.element_ty), mask=columns < C)
         if mean is not None:
-            tl.store(dbiases + program * C + columns, tl.sum(db, 0), mask=columns < C)
+            tl.store(dbiases + place, tl.sum(db, 0).to(dbiases.dtype.element_ty), mask=columns < C)
 
 
 @triton.jit
-def _sum_partial(partial, total, programs, C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """total = the sum of the rows of `partial` (programs, C), always in the same order."""
+def _sum_partial(
+    dweights, dbiases, dweight, dbias, programs, C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """dweight = the sum of the rows of `dweights` (programs, C), always in the same order; dbias alike."""
+    partial, total = dweights, dweight
+    if dbias is not None and tl.program_id(1) == 1:
+        partial, total = dbiases, dbias
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     sums = tl.zeros([ROWS, BLOCK], tl.float32)
     for start in range(0, programs, ROWS):
@@ -164,19 +173,16 @@ def _forward(operation: str, x: Tensor, residual: Tensor | None, weight: Tensor,
     if bias is not None and bias.shape != weight.shape:
         raise ValueError(f"{operation}: weight {tuple(weight.shape)} and bias {tuple(bias.shape)} differ.")
     check(operation, x, residual, weight, bias)
-    C, weight = int(x.shape[-1]), weight.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    flat = rows(x)
-    flat_residual = None if residual is None else rows(residual)
-    n = flat.shape[0]
+    shape = _forward_shape(int(x.shape[-1]))
     y = empty(x)
     h = x if residual is None else empty(x)
+    flat, n, stride = rows(x)
+    other, _, other_stride = (None, 0, 0) if residual is None else rows(residual)
     rstd = x.new_empty(n, dtype=torch.float32)
     mean = None if bias is None else torch.empty_like(rstd)
-    shape = _forward_shape(C)
     launch(
-        _norm_forward, (-(-n // shape["ROWS"]),), flat, flat_residual, weight, bias, y, h, mean, rstd,
-        flat.stride(0), 0 if residual is None else flat_residual.stride(0), n, eps, **shape,
+        _norm_forward, (-(-n // shape["ROWS"]),), flat, other, weight.contiguous(),
+        None if bias is None else bias.contiguous(), y, h, mean, rstd, stride, other_stride, n, eps, **shape,
     )  # fmt: skip
     return y, h, mean, rstd
 
@@ -187,26 +193,28 @@ def _backward(dy: Tensor, dh: Tensor | None, x: Tensor, weight: Tensor, mean: Te
         if gradient is not None:
             check_gradient("norm", gradient, x)
     C = int(x.shape[-1])  # under `torch.compile` a symbol, and kernels are made for a number
-    dy, x_rows = rows(dy), rows(x)
-    dh = None if dh is None else rows(dh)
-    n = x_rows.shape[0]
-    programs, shape = _backward_shape(C, 2 if dh is None else 3, x.dtype.itemsize, gpu(x))
-    programs = min(programs, -(-n // shape["ROWS"]))  # the quotient rounded up
     dx = empty(x)
-    dweights = x.new_empty(programs, C, dtype=torch.float32)
-    dbiases = None if mean is None else torch.empty_like(dweights)
+    dweight = empty(weight)
+    dbias = None if mean is None else empty(weight)
+    dy, _, dy_stride = rows(dy)
+    x, n, x_stride = rows(x)
+    dh, _, dh_stride = (None, 0, 0) if dh is None else rows(dh)
+    programs, shape = _backward_shape(C, 2 if dh is None else 3, x.dtype.itemsize, gpu(x))
+    tiles = -(-n // shape["ROWS"])  # the quotient rounded up
+    alone = tiles <= FEW and shape["BLOCK"] >= C
+    programs = 1 if alone else min(programs, tiles)
+    dweights = dweight if alone else x.new_empty(programs, C, dtype=torch.float32)
+    dbiases = dbias if alone or mean is None else torch.empty_like(dweights)
     launch(
-        _norm_backward, (programs,), dy, dh, x_rows, weight.contiguous(), mean, rstd, dx, dweights, dbiases,
-        dy.stride(0), 0 if dh is None else dh.stride(0), x_rows.stride(0), n, **shape,
+        _norm_backward, (programs,), dy, dh, x, weight.contiguous(), mean, rstd, dx, dweights, dbiases,
+        dy_stride, dh_stride, x_stride, n, **shape,
     )  # fmt: skip
-    return dx, _sum(dweights, weight.dtype), None if mean is None else _sum(dbiases, weight.dtype)
-
-
-def _sum(partial: Tensor, dtype: torch.dtype) -> Tensor:
-    programs, C = partial.shape
-    total = partial.new_empty(C, dtype=dtype)
-    launch(_sum_partial, (-(-C // 32),), partial, total, programs, C=C, ROWS=32, BLOCK=32)
-    return total
+    if not alone:
+        launch(
+            _sum_partial, (-(-C // 32), 1 if mean is None else 2),
+            dweights, dbiases, dweight, dbias, programs, C=C, ROWS=32, BLOCK=32,
+        )  # fmt: skip
+    return dx, dweight, dbias
 
 
 # Tiles of rows, by width alone: the best of what was measured on an H100 is best for all widths alike.

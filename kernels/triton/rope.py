@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_rope
-from kernels.triton.launch import check, empty, launch
+from kernels.triton.launch import cdiv, check, empty, launch, power_of_2
 
 
 @triton.jit
@@ -37,10 +37,10 @@ def _rotate_kernel(
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, y: Tensor, inverse: bool) -> Tensor:
     B, T, H, D = x.shape
     x, cos, sin = (z if z.stride(-1) == 1 else z.contiguous() for z in (x, cos, sin))
-    BLOCK_D = triton.next_power_of_2(D // 2)
+    BLOCK_D = power_of_2(D // 2, 2**16)
     BLOCK_N = max(1024 // BLOCK_D, 1)
     launch(
-        _rotate_kernel, (triton.cdiv(B * T * H, BLOCK_N),), x, cos, sin, y, B * T * H, T, H,
+        _rotate_kernel, (cdiv(B * T * H, BLOCK_N),), x, cos, sin, y, B * T * H, T, H,
         *x.stride()[:3], *y.stride()[:3], cos.stride(0), sin.stride(0),
         HALF=D // 2, INVERSE=inverse, BLOCK_N=BLOCK_N, BLOCK_D=BLOCK_D,
     )  # fmt: skip

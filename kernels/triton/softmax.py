@@ -100,12 +100,11 @@ def _shape(C: int, most_warps: int) -> dict:
 def softmax_forward(x: Tensor):
     """y = exp(x - max x) / Σ exp(x - max x) over the last dimension of x `(..., C)`."""
     check("softmax", x)
-    C, flat = int(x.shape[-1]), rows(x)
+    C = int(x.shape[-1])
     shape = _shape(C, 32)
-    n = flat.shape[0]
     y = empty(x)
-    grid = (-(-n // shape["ROWS"]),)
-    launch(_softmax_forward, grid, flat, y, flat.stride(0), n, C, **shape)
+    flat, n, stride = rows(x)
+    launch(_softmax_forward, (-(-n // shape["ROWS"]),), flat, y, stride, n, C, **shape)
     return y, (y,)
 
 
@@ -114,10 +113,9 @@ def softmax_backward(dy: Tensor, saved: tuple) -> Tensor:
     (y,) = saved
     check("softmax", dy, y)
     check_gradient("softmax", dy, y)
-    C, dy, y_rows = int(y.shape[-1]), rows(dy), rows(y)
+    C = int(y.shape[-1])
     shape = _shape(C, 16)
-    n = y_rows.shape[0]
     dx = empty(y)
-    grid = (-(-n // shape["ROWS"]),)
-    launch(_softmax_backward, grid, dy, y_rows, dx, dy.stride(0), y_rows.stride(0), n, C, **shape)
+    (dy, _, dy_stride), (y, n, stride) = rows(dy), rows(y)
+    launch(_softmax_backward, (-(-n // shape["ROWS"]),), dy, y, dx, dy_stride, stride, n, C, **shape)
     return dx
