@@ -22,7 +22,7 @@ from course.device import DEVICE
 from course.initial import initial_weights
 from course.model import Transformer
 from kernels import reference
-from kernels.autograd import bind
+from kernels.autograd import bind, differentiable
 from kernels.operations import OPERATIONS
 
 pytest.importorskip("triton", reason="Triton has no package for this platform")
@@ -139,7 +139,7 @@ def test_bound_operations_have_the_pairs_gradients(case):
         for name, x in zip(operation.inputs, inputs, strict=True)
     )
     expected_y, expected = run_pair("triton", case, inputs)
-    y = outputs(getattr(bind("triton"), case.operation)(*live))
+    y = outputs(differentiable("triton", case.operation)(*live))
     torch.autograd.backward(y, [draw_like(out, seed) for seed, out in enumerate(y)])
     for a, b in zip(y, expected_y, strict=True):
         assert torch.equal(a.detach(), b)
@@ -150,7 +150,7 @@ def test_bound_operations_have_the_pairs_gradients(case):
 
 @pytest.mark.parametrize("case", FIRST.values(), ids=str)
 def test_custom_ops_pass_pytorchs_own_inspection(case):
-    bind("triton")
+    differentiable("triton", case.operation)
     inputs = [
         x.requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
         for x in arguments(case, torch.float32, DEVICE)

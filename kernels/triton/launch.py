@@ -205,11 +205,11 @@ def _without_data(kernel, grid, arguments, options) -> None:
     """Nothing to compute. `kernels.triton.ahead` puts its compiler here."""
 
 
-<<<<<<< HEAD
 def _watching(kernel, arguments):
     """Around what the interpreter does. `course.profiling` puts here who counts launches."""
     return nullcontext()
-=======
+
+
 def tiles(x: Tensor, shape: tuple, strides: tuple, block: tuple) -> TensorDescriptor:
     """From where the copy engine fetches tiles of shape `block` of an array at x's address.
 
@@ -243,7 +243,6 @@ def cdiv(a: int, b: int) -> int:
 def power_of_2(n: int, most: int) -> int:
     """The smallest power of 2 that is not below n, but at most `most`, itself one."""
     return most if n >= most else 1 << (max(int(n), 1) - 1).bit_length()
->>>>>>> lau
 
 
 def empty(x: Tensor) -> Tensor:
