@@ -39,7 +39,6 @@ _TYPES = {
     "softmax_scale": "float?",
     "ignore_index": "int",
 }
-_OPTIONAL = ("bias", "sink")  # of these an operation may be given None; see `_schema`
 
 
 def bind(engine: str) -> SimpleNamespace:
@@ -211,7 +210,7 @@ def _inference_op(path: str, operation: Operation, inference: Callable) -> Calla
 def _schema(operation: Operation, signature: inspect.Signature) -> str:
     parameters = []
     for name in operation.inputs:
-        optional = name in _OPTIONAL and signature.parameters[name].default is None
+        optional = signature.parameters[name].annotation == Tensor | None
         parameters.append(f"{_TYPES.get(name, 'Tensor?' if optional else 'Tensor')} {name}")
     return f"({', '.join(parameters)}) -> Tensor[]"
 

@@ -98,6 +98,11 @@ JOBS = (
         ((33, 100, 70),), ((16384, 768, 3072), (8192, 8192, 8192)),
     ),
     Job(
+        "gelu_mlp", lambda N, C, F: ((N, C), (F, C), None, (C, F), None), "flops",
+        lambda N, C, F: (4 * N * C * F, 8 * N * C * F),
+        ((33, 48, 100),), ((32768, 768, 3072),),
+    ),
+    Job(
         "cross_entropy", lambda N, V: ((N, V), Ids((N,), V), -100), "moves",
         lambda N, V: (N * V, 2 * N * V),
         ROWS, ((8192, 50304),),

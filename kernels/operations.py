@@ -54,6 +54,7 @@ OPERATIONS = {
         _operation("rope", "x cos sin", "x"),
         _operation("gelu", "x", "x"),
         _operation("swiglu", "gate up", "gate up"),
+        _operation("gelu_mlp", "x up up_bias down down_bias", "x up up_bias down down_bias"),
         _operation("softmax", "x", "x"),
         _operation("attention", "q k v sink causal window softmax_scale", "q k v sink"),
         _operation("cross_entropy", "logits targets ignore_index", "logits"),

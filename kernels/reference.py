@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from kernels.checks import check_attention, check_classes, check_rope, check_width
+from kernels.checks import check_attention, check_classes, check_mlp, check_rope, check_width
 
 CHUNK = 1024  # rows of logits that `linear_cross_entropy` holds at a time
 
@@ -211,6 +211,26 @@ def swiglu_backward(dy: Tensor, saved: tuple):
     sigma = torch.sigmoid(gate)
     silu = gate * sigma
     return dy * up * (sigma + silu * (1 - sigma)), dy * silu
+
+
+def gelu_mlp_forward(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None):
+    """y = gelu(x upᵀ + up_bias) downᵀ + down_bias, the two layers of an MLP and what stands between them.
+
+    x `(..., C)`, up `(F, C)`, down `(C_out, F)`, biases `(F)` and `(C_out)` or None -> y `(..., C_out)`.
+    """
+    check_mlp(x, up, up_bias, down, down_bias)
+    pre, up_saved = linear_forward(x, up, up_bias)
+    h, gelu_saved = gelu_forward(pre)
+    y, down_saved = linear_forward(h, down, down_bias)
+    return y, (*up_saved, *gelu_saved, *down_saved)
+
+
+def gelu_mlp_backward(dy: Tensor, saved: tuple):
+    """-> dx, dup, dup_bias, ddown, ddown_bias (a bias that is None has the gradient None)."""
+    up_saved, gelu_saved, down_saved = saved[:3], saved[3:4], saved[4:]
+    dh, ddown, ddown_bias = linear_backward(dy, down_saved)
+    dx, dup, dup_bias = linear_backward(gelu_backward(dh, gelu_saved), up_saved)
+    return dx, dup, dup_bias, ddown, ddown_bias
 
 
 def softmax_forward(x: Tensor):

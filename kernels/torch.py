@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import reference
-from kernels.checks import check_attention, check_classes, check_rope, check_width
+from kernels.checks import check_attention, check_classes, check_mlp, check_rope, check_width
 from kernels.reference import (  # noqa: F401, PyTorch has nothing better for these pairs
     add_backward,
     add_forward,
@@ -174,6 +174,26 @@ def swiglu_forward(gate: Tensor, up: Tensor):
 def swiglu_backward(dy: Tensor, saved: tuple):
     gate, up, silu = saved
     return aten.silu_backward(dy * up, gate), dy * silu
+
+
+def gelu_mlp(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None) -> Tensor:
+    check_mlp(x, up, up_bias, down, down_bias)
+    return F.linear(gelu(F.linear(x, up, up_bias)), down, down_bias)
+
+
+def gelu_mlp_forward(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None):
+    check_mlp(x, up, up_bias, down, down_bias)
+    pre, up_saved = linear_forward(x, up, up_bias)
+    h, gelu_saved = gelu_forward(pre)
+    y, down_saved = linear_forward(h, down, down_bias)
+    return y, (*up_saved, *gelu_saved, *down_saved)
+
+
+def gelu_mlp_backward(dy: Tensor, saved: tuple):
+    up_saved, gelu_saved, down_saved = saved[:3], saved[3:4], saved[4:]
+    dh, ddown, ddown_bias = linear_backward(dy, down_saved)
+    dx, dup, dup_bias = linear_backward(gelu_backward(dh, gelu_saved), up_saved)
+    return dx, dup, dup_bias, ddown, ddown_bias
 
 
 def softmax(x: Tensor) -> Tensor:

@@ -242,6 +242,13 @@ def ones(*shape):
     ("operation", "inputs", "words"),
     [
         ("linear", (ones(2, 3), ones(4, 5)), "last dimension is 3 and the weight's is 5"),
+        ("gelu_mlp", (ones(2, 3), ones(4, 5), None, ones(3, 4), None), "last dimension is 3"),
+        ("gelu_mlp", (ones(2, 3), ones(4, 3), None, ones(3, 5), None), "makes 4 features .* reads 5"),
+        (
+            "gelu_mlp",
+            (ones(2, 3), ones(4, 3), ones(1), ones(3, 4), None),
+            r"bias of shape \(4,\), got \(1,\)",
+        ),
         ("rmsnorm", (ones(2, 3), ones(4), 1e-5), "last dimension is 3 and the weight's is 4"),
         ("layernorm", (ones(2, 3), ones(4), ones(4), 1e-5), "last dimension is 3"),
         ("rope", (ones(1, 2, 1, 3), ones(2, 1), ones(2, 1)), "D even"),

@@ -172,6 +172,7 @@ def test_gradients_of_another_shape_are_refused():
         ("add", (x, x[0]), drawn(8)),
         ("mul", (x, x[0]), drawn(1, 3, 8)),
         ("linear", (x, x), drawn(3, 8)),
+        ("gelu_mlp", (x, x, None, x.T, None), drawn(3, 3)),
         ("embedding", (ids, x), drawn(2, 8)),
         ("rope", (drawn(1, 3, 2, 8), *tables), drawn(1, 4, 2, 8)),
     ):

@@ -4,20 +4,28 @@ The backward passes read the inputs again and compute the sigmoid again: saving 
 traffic as the whole forward pass, and computing it costs nothing that the memory does not wait for anyway.
 """
 
+import math
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.triton.arithmetic import LOG2_E
 from kernels.triton.launch import cdiv, check, check_gradient, empty, launch, matrix
 
 BLOCK = 1024
+SLOPE = tl.constexpr(2 * math.sqrt(2 / math.pi))  # of GELU's 2u at 0
 
 
 @triton.jit
-def _sigmoid_of_gelu(x):
-    """(1 + tanh u) / 2 = σ(2u), with u = √(2/π) (x + 0.044715 x³); and the derivative of 2u."""
-    a = 1.5957691216057308  # 2 √(2/π)
-    return tl.sigmoid(a * (x + 0.044715 * x * x * x)), a * (1 + 3 * 0.044715 * x * x)
+def sigmoid_of_gelu(x):
+    """(1 + tanh u) / 2 = σ(2u), with u = √(2/π) (x + 0.044715 x³); and the derivative of 2u.
+
+    σ(v) = 1 / (1 + 2^(-v log₂ e)) as the square of 1 / √…, which is one instruction: a division takes many.
+    """
+    square = x * x
+    root = tl.rsqrt(tl.exp2(x * (square * (-0.044715 * SLOPE * LOG2_E) - SLOPE * LOG2_E)) + 1)
+    return root * root, square * (3 * 0.044715 * SLOPE) + SLOPE
 
 
 @triton.jit
@@ -45,7 +53,7 @@ def _store(pointer, columns, value, inside):
 def _gelu_forward(x, y, x_stride, C, BLOCK: tl.constexpr):
     at, out, columns, inside = _place(x_stride, C, BLOCK)
     x = _load(x + at, columns, inside)
-    sigma, _ = _sigmoid_of_gelu(x)
+    sigma, _ = sigmoid_of_gelu(x)
     _store(y + out, columns, x * sigma, inside)
 
 
@@ -54,7 +62,7 @@ def _gelu_backward(dy, x, dx, dy_stride, x_stride, C, BLOCK: tl.constexpr):
     at_dy, _, columns, inside = _place(dy_stride, C, BLOCK)
     at_x, out, _, _ = _place(x_stride, C, BLOCK)
     dy, x = _load(dy + at_dy, columns, inside), _load(x + at_x, columns, inside)
-    sigma, slope = _sigmoid_of_gelu(x)
+    sigma, slope = sigmoid_of_gelu(x)
     _store(dx + out, columns, dy * (sigma + x * sigma * (1 - sigma) * slope), inside)
 
 

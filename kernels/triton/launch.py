@@ -267,3 +267,24 @@ def matrix(x: Tensor) -> Tensor:
     if x.dim() != 2:
         x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 else x.contiguous()
+
+
+def part(x: Tensor, start: int, length: int, dim: int = 0) -> Tensor:
+    """`length` rows of x: x itself where that is all, and no time is lost with views."""
+    return x if length == x.shape[dim] else x.narrow(dim, start, length)
+
+
+def padded(like: Tensor, n_rows: int, columns: int) -> Tensor:
+    """`(n_rows, columns)` whose rows begin at multiples of 16 bytes, with nothing in it yet."""
+    step = 16 // like.element_size()
+    # Zeros between the rows: on CPUs PyTorch's bfloat16 product reads on, and 0 times any nan is nan.
+    make = like.new_zeros if columns % step else like.new_empty
+    return part(make(n_rows, cdiv(columns, step) * step), 0, columns, 1)
+
+
+def for_tma(x: Tensor) -> Tensor:
+    """`(rows, C)` as the GPU's unit for copying tiles can read it; almost always x itself, else a copy."""
+    aligned = x.stride(0) > 0 and x.stride(0) * x.element_size() % 16 == 0
+    if aligned and (isinstance(x, FakeTensor) or x.data_ptr() % 16 == 0):
+        return x
+    return padded(x, *x.shape).copy_(x)

@@ -28,7 +28,20 @@ from torch._subclasses import FakeTensor
 
 from kernels.checks import check_classes, check_width
 from kernels.triton.arithmetic import LOG2_E, dot
-from kernels.triton.launch import cdiv, check, empty, gpu, launch, matrix, power_of_2, rows, tiles
+from kernels.triton.launch import (
+    cdiv,
+    check,
+    empty,
+    for_tma,
+    gpu,
+    launch,
+    matrix,
+    padded,
+    part,
+    power_of_2,
+    rows,
+    tiles,
+)
 
 CHUNK_BYTES = 200 * 2**20  # of e in memory at a time, or an eighth of it: each chunk is added to dweight
 
@@ -348,7 +361,7 @@ def _loss(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, dx=None
             f"got {tuple(targets.shape)}."
         )
     (V, C), N = weight.shape, targets.numel()
-    x, weight, labels = _for_tma(matrix(x)), _for_tma(matrix(weight)), targets.reshape(-1).contiguous()
+    x, weight, labels = for_tma(matrix(x)), for_tma(matrix(weight)), targets.reshape(-1).contiguous()
     numbers = _numbers(x, 5, N)  # of each row: picked, losses, lse, reference, scale
     launch(
         _target_logits_kernel, (cdiv(N, 8),), x, weight, labels, numbers,
@@ -361,13 +374,13 @@ def _loss(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, dx=None
     size = 16 * cdiv(N, 16 * cdiv(N, most))
     n_tiles = cdiv(V, _config(x)["BLOCK_N"])
     m, s = (_numbers(x, n_tiles, size) for _ in range(2))
-    e, x_scaled = (None, None) if dx is None else (_padded(x, size, V), x.new_empty(size, C))
+    e, x_scaled = (None, None) if dx is None else (padded(x, size, V), x.new_empty(size, C))
     # Above it, Z = exp(loss) leaves the range in which e's dtype is precise.
     limit = 10.0 if x.dtype == torch.float16 else 64.0
     for start in range(0, N, size):
         R = min(size, N - start)
-        chunk, label = _part(x, start, R), _part(labels, start, R)
-        picked, losses, lse, reference, scale = _part(numbers, start, R, 1).unbind()
+        chunk, label = part(x, start, R), part(labels, start, R)
+        picked, losses, lse, reference, scale = part(numbers, start, R, 1).unbind()
         exp_logits = _exp_logits(chunk, weight, e, m, s, limit)
         exp_logits(losses, picked, again=False)
         launch(
@@ -382,17 +395,12 @@ def _loss(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, dx=None
             _subtract_targets_kernel, (cdiv(R, 128),), e, label, reference, lse,
             R, V, e.stride(0), ignore_index, BLOCK=128,
         )  # fmt: skip
-        e_rows, x_rows = _part(e, 0, R), _part(x_scaled, 0, R)
-        _multiply_add(_part(dx.view(N, C), start, R), e_rows, weight, beta=0)
+        e_rows, x_rows = part(e, 0, R), part(x_scaled, 0, R)
+        _multiply_add(part(dx.view(N, C), start, R), e_rows, weight, beta=0)
         _multiply_add(dweight, e_rows.t(), x_rows, beta=int(start > 0))
     _, losses, _, _, scale = numbers.unbind()
     loss, count = _mean(losses, labels, ignore_index)
     return loss, count, scale
-
-
-def _part(x: Tensor, start: int, length: int, dim: int = 0) -> Tensor:
-    """`length` rows of x: x itself where that is all, and no time is lost with views."""
-    return x if length == x.shape[dim] else x.narrow(dim, start, length)
 
 
 def _exp_logits(x, weight, e, m, s, limit: float) -> Callable:
@@ -419,17 +427,3 @@ def _multiply_add(out: Tensor, a: Tensor, b: Tensor, beta: int) -> None:
         torch.ops.aten.addmm.dtype_out(out, a, b, out.dtype, beta=beta, out=out)
     else:
         torch.addmm(out, a.float(), b.float(), beta=beta, out=out)
-
-
-def _padded(like: Tensor, n_rows: int, columns: int) -> Tensor:
-    """`(n_rows, columns)` whose rows begin at multiples of 16 bytes."""
-    step = 16 // like.element_size()
-    return _part(like.new_empty(n_rows, cdiv(columns, step) * step), 0, columns, 1)
-
-
-def _for_tma(x: Tensor) -> Tensor:
-    """`(rows, C)` as the GPU's unit for copying tiles can read it; almost always x itself, else a copy."""
-    aligned = x.stride(0) > 0 and x.stride(0) * x.element_size() % 16 == 0
-    if aligned and (isinstance(x, FakeTensor) or x.data_ptr() % 16 == 0):
-        return x
-    return _padded(x, *x.shape).copy_(x)

@@ -1,0 +1,176 @@
+"""An MLP whose GELU happens inside its matrix products, before their results are stored.
+
+GELU on its own reads and writes N x F numbers in the forward pass, and reads two and writes one of them for
+each in the backward pass, which takes a GPU most of the time of the product beside it. Here a tile of
+
+    pre = x Wuᵀ + bu        becomes pre and h = gelu(pre)           in the forward pass,
+    dh  = dy Wd             becomes dpre = dh gelu'(pre)            in the backward pass,
+
+while it is still in registers, so that the forward pass never reads pre, and dh never stands in memory. The
+other products have nothing to be fused with and stay with the library.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn.functional import linear
+
+from kernels.checks import check_mlp
+from kernels.triton.activations import gelu_backward, gelu_forward, sigmoid_of_gelu
+from kernels.triton.arithmetic import dot
+from kernels.triton.elementwise import sum_middle
+from kernels.triton.launch import INTERPRETED, check, for_tma, gpu, launch, matrix, padded, tiles
+
+CONFIG = dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, num_warps=8, num_stages=3)
+if INTERPRETED:  # small arrays shall have many tiles
+    CONFIG |= dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16)
+
+
+@triton.jit
+def _corner(tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr = 8):
+    """Where a tile begins: down `GROUP` rows of tiles, then one column on, so that tiles which are computed
+    at the same time share what they read."""
+    n_m, n_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    first = tile // (GROUP * n_n) * GROUP
+    height = min(n_m - first, GROUP)
+    row, column = first + tile % (GROUP * n_n) % height, tile % (GROUP * n_n) // height
+    return row * BLOCK_M, column * BLOCK_N
+
+
+@triton.jit
+def _halves(tile):
+    """The left and the right half. A whole tile to store would not fit beside the blocks being loaded."""
+    shape: tl.constexpr = (tile.shape[0], 2, tile.shape[1] // 2)
+    return tl.split(tl.permute(tl.reshape(tile, shape), (0, 2, 1)))
+
+
+@triton.jit
+def _store_both(pre, bias_ptr, pre_desc, h_desc, row, column, N):
+    """pre + bias, and gelu of it."""
+    if bias_ptr is not None:
+        columns = column + tl.arange(0, pre.shape[1])
+        pre += tl.load(bias_ptr + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
+    pre_desc.store([row, column], pre.to(pre_desc.dtype))
+    sigma, _ = sigmoid_of_gelu(pre)
+    h_desc.store([row, column], (pre * sigma).to(h_desc.dtype))
+
+
+@triton.jit
+def _store_gradient(dh, pre_desc, dpre_desc, row, column):
+    """dh gelu'(pre)."""
+    pre = pre_desc.load([row, column]).to(tl.float32)
+    sigma, slope = sigmoid_of_gelu(pre)
+    dpre = dh * (sigma + pre * sigma * (1 - sigma) * slope)
+    dpre_desc.store([row, column], dpre.to(dpre_desc.dtype))
+
+
+@triton.jit
+def _up_kernel(
+    x_ptr, x_desc, up_desc, bias_ptr, pre_desc, h_desc, M, N, K,
+    PROGRAMS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """pre = x Wuᵀ + bias `(M, N)` and h = gelu(pre)."""
+    # A program takes many tiles, and loads the next one's first blocks while it finishes the last one.
+    n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
+    for tile in tl.range(tl.program_id(0), n_tiles, PROGRAMS, flatten=True):
+        row, column = _corner(tile, M, N, BLOCK_M, BLOCK_N)
+        total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for k in range(0, K, BLOCK_K):
+            total = dot(x_desc.load([row, k]), up_desc.load([column, k]).T, total)
+        left, right = _halves(total)
+        _store_both(left, bias_ptr, pre_desc, h_desc, row, column, N)
+        _store_both(right, bias_ptr, pre_desc, h_desc, row, column + BLOCK_N // 2, N)
+
+
+@triton.jit
+def _down_backward_kernel(
+    dy_ptr, dy_desc, down_desc, pre_desc, dpre_desc, M, N, K,
+    PROGRAMS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """dpre = (dy Wd) gelu'(pre) `(M, N)`."""
+    n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
+    for tile in tl.range(tl.program_id(0), n_tiles, PROGRAMS, flatten=True):
+        row, column = _corner(tile, M, N, BLOCK_M, BLOCK_N)
+        total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for k in range(0, K, BLOCK_K):
+            total = dot(dy_desc.load([row, k]), down_desc.load([k, column]), total)
+        left, right = _halves(total)
+        _store_gradient(left, pre_desc, dpre_desc, row, column)
+        _store_gradient(right, pre_desc, dpre_desc, row, column + BLOCK_N // 2)
+
+
+def _fuses(x: Tensor) -> bool:
+    """Whether to use the kernels above: they are made for Hopper's copy engine and 16-bit tensor cores.
+
+    Everywhere else the products are the library's and GELU a kernel of its own. The interpreter runs them
+    in every dtype, so that they are tested.
+    """
+    return INTERPRETED or (gpu(x).capability == 90 and x.dtype != torch.float32)
+
+
+def _product(kernel, a: Tensor, b: Tensor, b_transposed: bool, results: tuple, bias=()) -> None:
+    """Launch a kernel above: results `(M, N)`, from a `(M, K)` and b `(K, N)`, or `(N, K)` if transposed."""
+    (M, K), N = a.shape, results[0].shape[1]
+    if M == 0:  # of nothing there is no descriptor
+        return
+    programs = gpu(a).processors
+    m, n, k = (CONFIG[f"BLOCK_{side}"] for side in "MNK")
+    blocks = (a, (m, k)), (b, (n, k) if b_transposed else (k, n)), *((y, (m, n // 2)) for y in results)
+    a_tiles, b_tiles, *result_tiles = (tiles(x, x.shape, x.stride(), block) for x, block in blocks)
+    # `launch` asks its first argument for the GPU, and a descriptor does not know it.
+    launch(
+        kernel, (programs,), a, a_tiles, b_tiles, *bias, *result_tiles, M, N, K, PROGRAMS=programs, **CONFIG
+    )  # fmt: skip
+
+
+def gelu_mlp_forward(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None):
+    """y = gelu(x upᵀ + up_bias) downᵀ + down_bias, with the tanh approximation of GELU, as `gelu_forward`.
+
+    x `(..., C)`, up `(F, C)`, down `(C_out, F)`, biases `(F)` and `(C_out)` or None -> y `(..., C_out)`.
+    float32 (exact products), bfloat16 or float16, all of one dtype, summed in float32. `saved` has beside
+    the inputs pre and h, `(rows, F)` each. Raises `ValueError` for shapes or devices that do not fit,
+    `TypeError` for dtypes.
+    """
+    check_mlp(x, up, up_bias, down, down_bias)
+    check("gelu_mlp", x, up, up_bias, down, down_bias)
+    flat = for_tma(matrix(x))
+    if _fuses(x):
+        pre, h = (padded(flat, flat.shape[0], up.shape[0]) for _ in range(2))
+        bias = None if up_bias is None else up_bias.contiguous()
+        _product(_up_kernel, flat, for_tma(matrix(up)), True, (pre, h), (bias,))
+    else:
+        pre = linear(flat, up, up_bias)
+        h, _ = gelu_forward(pre)
+    y = linear(h, down, down_bias).view(*x.shape[:-1], down.shape[0])
+    return y, (x, up, down, pre, h, up_bias is not None, down_bias is not None)
+
+
+def gelu_mlp_inference(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None):
+    """y alone: nothing is kept, and x may be one row, which has no use for tiles of 128."""
+    check_mlp(x, up, up_bias, down, down_bias)
+    check("gelu_mlp", x, up, up_bias, down, down_bias)
+    return linear(gelu_forward(linear(x, up, up_bias))[0], down, down_bias)
+
+
+def gelu_mlp_backward(dy: Tensor, saved: tuple):
+    """-> dx, dup, dup_bias, ddown, ddown_bias (a bias that is None has the gradient None)."""
+    x, up, down, pre, h, has_up_bias, has_down_bias = saved
+    check("gelu_mlp", dy, x, up, down)
+    if dy.shape != (*x.shape[:-1], down.shape[0]):
+        raise ValueError(
+            f"gelu_mlp: x {tuple(x.shape)} and down {tuple(down.shape)} have no gradient {tuple(dy.shape)}."
+        )
+    flat = for_tma(matrix(dy))
+    if _fuses(dy):
+        pre, dpre = for_tma(pre), padded(pre, *pre.shape)  # a compiler may have kept pre in another layout
+        _product(_down_backward_kernel, flat, for_tma(matrix(down)), False, (pre, dpre))
+    else:
+        dpre = gelu_backward(flat @ down, (pre,))
+    dup, ddown = dpre.t() @ matrix(x), flat.t() @ h
+    return (dpre @ up).view(x.shape), dup, _sum(dpre, has_up_bias), ddown, _sum(flat, has_down_bias)
+
+
+def _sum(d: Tensor, wanted: bool) -> Tensor | None:
+    """A bias's gradient, `(rows, F)` -> `(F)`."""
+    return sum_middle(d.unsqueeze(0), d.dtype).view(-1) if wanted else None

@@ -1,0 +1,107 @@
+"""The triton engine's fused MLP: what the shared cases do not reach. Sizes of several tiles, layouts, what it
+saves, and the way without gradients."""
+
+import numpy as np
+import pytest
+import torch
+
+from course.device import DEVICE
+from kernels import reference
+from kernels.autograd import bind
+
+pytest.importorskip("triton", reason="Triton has no package for this platform")
+
+from kernels.triton import mlp
+
+DTYPES = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+def drawn(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    numbers = scale * np.random.default_rng(seed).standard_normal(shape)
+    return torch.from_numpy(numbers).to(DEVICE)
+
+
+def inputs(N: int, C: int, F: int, C_out: int, biases: bool = True) -> list:
+    up_bias, down_bias = (drawn(F, seed=2), drawn(C_out, seed=3)) if biases else (None, None)
+    up, down = drawn(F, C, seed=1, scale=C**-0.5), drawn(C_out, F, seed=4, scale=F**-0.5)
+    return [drawn(N, C), up, up_bias, down, down_bias]
+
+
+def both_passes(engine, values: list, dy: torch.Tensor) -> tuple:
+    y, saved = engine.gelu_mlp_forward(*values)
+    return y, *engine.gelu_mlp_backward(dy.to(y.dtype), saved)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("biases", [True, False], ids=["biases", "no-biases"])
+@pytest.mark.parametrize(
+    ("N", "C", "F", "C_out"),
+    [(300, 40, 200, 40), (129, 33, 65, 17), (128, 64, 256, 96), (1, 1, 129, 1), (257, 20, 1, 9)],
+)
+def test_sizes_of_several_tiles_and_sizes_that_no_tile_divides(N, C, F, C_out, biases, dtype):
+    rounded = [x if x is None else x.to(dtype) for x in inputs(N, C, F, C_out, biases)]
+    dy = drawn(N, C_out, seed=5).to(dtype)
+    exact = [x if x is None else x.double() for x in rounded]
+    results = both_passes(mlp, rounded, dy), both_passes(reference, exact, dy.double())
+    for ours, theirs in zip(*results, strict=True):
+        if theirs is None:
+            assert ours is None
+            continue
+        assert ours.shape == theirs.shape and ours.dtype == dtype
+        error = (ours.double() - theirs).norm() / theirs.norm()
+        assert error <= DTYPES[dtype], error
+
+
+def test_any_layout_of_inputs():
+    """Transposed weights, rows with gaps, and rows that begin at no multiple of 16 bytes."""
+    x, up, up_bias, down, down_bias = (v.float() for v in inputs(10, 5, 12, 7))
+    dense = both_passes(mlp, [x, up, up_bias, down, down_bias], drawn(10, 7, seed=5))
+    up, down = up.t().contiguous().t(), down.t().contiguous().t()
+    up_bias, down_bias = (torch.stack((b, b), -1)[:, 0] for b in (up_bias, down_bias))
+    dy = torch.cat((drawn(10, 1), drawn(10, 7, seed=5)), 1).float()[:, 1:]
+    x = torch.cat((x, x), 1)[:, 5:].view(2, 5, 5)
+    y, dx, *rest = both_passes(mlp, [x, up, up_bias, down, down_bias], dy.view(2, 5, 7))
+    for a, b in zip((y.view(10, 7), dx.view(10, 5), *rest), dense, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_it_saves_two_wide_arrays_and_nothing_else():
+    values = [v.float() for v in inputs(64, 8, 32, 8)]
+    _, saved = mlp.gelu_mlp_forward(*values)
+    new = [x for x in saved if torch.is_tensor(x) and not any(x is v for v in values)]
+    assert [tuple(x.shape) for x in new] == [(64, 32), (64, 32)]
+
+
+def test_where_no_gradient_is_asked_for_nothing_is_fused(monkeypatch):
+    values = [v.float() for v in inputs(6, 8, 32, 8)]
+    ops, launched = bind("triton"), []
+    product = mlp._product
+    monkeypatch.setattr(mlp, "_product", lambda *a: launched.append(product(*a)))
+    with torch.no_grad():
+        y = ops.gelu_mlp(*values)
+    assert not launched
+    values[0].requires_grad_()
+    torch.testing.assert_close(ops.gelu_mlp(*values), y)
+    assert len(launched) == 1
+
+
+def test_dtypes_and_shapes_that_do_not_fit_are_refused_before_anything_is_computed(monkeypatch):
+    monkeypatch.setattr(mlp, "_product", lambda *a: pytest.fail("computed"))
+    x, up, up_bias, down, down_bias = (v.float() for v in inputs(6, 8, 32, 8))
+    for forward in (mlp.gelu_mlp_forward, mlp.gelu_mlp_inference):
+        with pytest.raises(TypeError, match=r"float32 and of torch\.bfloat16"):
+            forward(x, up, up_bias, down, down_bias.bfloat16())
+        with pytest.raises(ValueError, match=r"down \(8, 32\) needs a bias of shape \(8,\), got \(32,\)"):
+            forward(x, up, up_bias, down, up_bias)
+        with pytest.raises(ValueError, match=r"gelu_mlp: .*meta"):
+            forward(x, up, up_bias.to("meta"), down, down_bias)
+
+
+@pytest.mark.gpu
+def test_values_at_the_size_of_a_training_step():
+    """Hopper's tiles, of which each program computes many, one after the other."""
+    values = [v.bfloat16() for v in inputs(16384 + 24, 768, 3072, 768)]
+    dy = drawn(16384 + 24, 768, seed=5).bfloat16()
+    results = both_passes(mlp, values, dy), both_passes(reference, [v.double() for v in values], dy.double())
+    for ours, theirs in zip(*results, strict=True):
+        assert (ours.double() - theirs).norm() <= DTYPES[torch.bfloat16] * theirs.norm()
