@@ -196,7 +196,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate is None:
-            return self.down(self.ops.gelu(self.up(x)))
+            up, down = self.up, self.down
+            return self.ops.gelu_mlp(x, up.weight, up.bias, down.weight, down.bias)
         return self.down(self.ops.swiglu(self.gate(x), self.up(x)))
 
 
