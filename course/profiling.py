@@ -44,6 +44,7 @@ _FILES = {
     "flash_forward": "attention",
     "losses": "loss",
     "matmul": "matrix products",
+    "mlp": "matrix products",
     "norms": "norms",
     "rope": "elementwise",
     "softmax": "elementwise",

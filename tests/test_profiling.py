@@ -137,5 +137,6 @@ def test_kernels_and_their_times_on_a_gpu():
     function()
     for runs in (1, 3):
         rows = profiling.kernels_of(function, runs)
+        rows = [row for row in rows if not row.name.startswith("Mem")]  # cuBLAS may clear memory of its own
         assert [(row.kind, row.calls) for row in rows] == [("matrix products", 1), ("elementwise", 2)]
         assert all(0.005 < row.milliseconds < 5 for row in rows)

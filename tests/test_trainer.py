@@ -242,8 +242,14 @@ def where_triton_runs() -> str:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_the_triton_engine_trains_as_the_torch_engine_does(optimizer, precision):
-    """In 16 bits the two round in different places; eight bits of bfloat16 leave the losses this close."""
-    how = dict(optimizer__name=optimizer, precision=precision, batch_size=2, compile=False)
+    """In 16 bits the two round in different places; eight bits of bfloat16 leave the losses this close.
+
+    Two things would blow a rounding up: a small eps, as in the test of accumulation above, and Muon's
+    iteration, which a GPU does in bfloat16.
+    """
+    how = dict(
+        optimizer__name=optimizer, optimizer__eps=1e-3, precision=precision, batch_size=2, compile=False
+    )
     ours, theirs = (
         step_of(recipe(engine=engine, **how), device=where_triton_runs()) for engine in ("triton", "torch")
     )
@@ -258,7 +264,8 @@ def test_the_triton_engine_trains_as_the_torch_engine_does(optimizer, precision)
     assert {w.dtype for w in ours.weights.values()} == {torch.float32}
     for name, w in ours.weights.items():
         step, expected = w.detach() - before[name], theirs.weights[name].detach() - before[name]
-        assert (step - expected).norm() <= 20 * tolerance * expected.norm(), name
+        apart = max(20 * tolerance, 0.05 if optimizer == "muon" else 0.0)
+        assert (step - expected).norm() <= apart * expected.norm(), name
         if ours.copy:
             assert torch.equal(ours.copy.model.weights[name], w.to(ours.dtype))
 

@@ -39,6 +39,7 @@ WAYS = {
     "torch": {"engine": "torch", "compile": False},
     "triton, compiled": {"engine": "triton", "compile": True},
 }
+DEFAULT = [way for way in WAYS if way != "triton, compiled"]  # it takes minutes to compile, and gains nothing
 
 
 def step_of(changes: dict, batch_size: int, tokens: np.ndarray = TOKENS) -> Step:
@@ -86,49 +87,55 @@ def peak_mib(step: Callable[[int], object]) -> float:
     return round((torch.cuda.max_memory_allocated() - before) / 2**20)
 
 
+def measure(ways: list[str], batch_size: int, turns: int) -> list[dict]:
+    """A row for each way that fits into the GPU's memory."""
+    steps, peaks, times = {}, {}, {way: [] for way in ways}
+    for way in ways:
+        started = time.perf_counter()
+        try:
+            step = step_of(WAYS[way], batch_size)
+            if "torch.optim" in way:
+                step.optimizer = Fused(step.weights)
+            for i in range(3):
+                step(i)
+            peaks[way] = peak_mib(step)
+        except torch.OutOfMemoryError:
+            print(f"{way}: {batch_size} sequences do not fit into this GPU's memory", flush=True)
+            continue
+        steps[way] = step
+        print(f"{way}: ready after {time.perf_counter() - started:.0f} s", flush=True)
+    for turn in range(turns):
+        for way, step in steps.items():
+            times[way] += milliseconds(step, 10 * turn, 10)[1:]
+    tokens, peak = batch_size * GPT2.context_length, flops.peak(torch.cuda.get_device_name())
+    rows = []
+    for way in steps:
+        ms = statistics.median(times[way])
+        mfu = flops.utilization(GPT2, 1e3 * tokens / ms, peak)
+        row = {"way": way, "batch_size": batch_size, "ms": round(ms, 3)}
+        row |= {"tokens_per_second": round(1e3 * tokens / ms), "mfu": mfu and round(mfu, 4)}
+        rows.append(row | {"peak_mib": peaks[way]})
+        print(rows[-1], flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--turns", type=int, default=4)
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 64, 128])
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--ways", nargs="+", default=DEFAULT, choices=WAYS)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     if device.DEVICE.type != "cuda":
         parser.error("these times are a GPU's, and PyTorch sees none here")
-    steps = {way: step_of(WAYS[way], arguments.batch_size) for way in arguments.ways}
-    for way, step in steps.items():
-        if "torch.optim" in way:
-            step.optimizer = Fused(step.weights)
-    peaks, times = {}, {way: [] for way in steps}
-    for way, step in steps.items():
-        started = time.perf_counter()
-        for i in range(3):
-            step(i)
-        peaks[way] = peak_mib(step)
-        print(f"{way}: ready after {time.perf_counter() - started:.0f} s", flush=True)
-    for turn in range(arguments.turns):
-        for way, step in steps.items():
-            times[way] += milliseconds(step, 10 * turn, 10)[1:]
-    tokens, peak = arguments.batch_size * GPT2.context_length, flops.peak(torch.cuda.get_device_name())
     rows = []
-    for way, values in times.items():
-        ms = statistics.median(values)
-        mfu = flops.utilization(GPT2, 1e3 * tokens / ms, peak)
-        rows.append(
-            {
-                "way": way,
-                "ms": round(ms, 3),
-                "tokens_per_second": round(1e3 * tokens / ms),
-                "mfu": mfu and round(mfu, 4),
-                "peak_mib": peaks[way],
-            }
-        )
-        print(rows[-1], flush=True)
+    for batch_size in arguments.batch_sizes:
+        rows += measure(arguments.ways, batch_size, arguments.turns)
+        gc.collect()
     record = {
         "machine": device.describe(),
         "date": datetime.date.today().isoformat(),
         "n_parameters": GPT2.n_parameters(),
-        "batch_size": arguments.batch_size,
         "context_length": GPT2.context_length,
         "rows": rows,
     }

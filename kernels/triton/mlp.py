@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from kernels.checks import check_mlp
-from kernels.triton.activations import gelu_backward, gelu_forward, sigmoid_of_gelu
+from kernels.triton.activations import SLOPE, gelu_backward, gelu_forward, sigmoid_of_gelu
 from kernels.triton.arithmetic import dot
 from kernels.triton.elementwise import sum_middle
 from kernels.triton.launch import INTERPRETED, check, for_tma, gpu, launch, matrix, padded, tiles
@@ -46,21 +46,37 @@ def _halves(tile):
 
 
 @triton.jit
-def _store_both(pre, bias_ptr, pre_desc, h_desc, row, column, N):
+def _sigmoid(pre, QUICK: tl.constexpr):
+    """`sigmoid_of_gelu`, or with `QUICK` by the instruction for tanh. That is off by 2⁻¹² of σ's range, an
+    eighth of what bfloat16 rounds away, and takes 6 % off the time of a whole kernel on an H100."""
+    if QUICK:
+        square = pre * pre
+        u = pre * (square * (0.044715 * SLOPE / 2) + SLOPE / 2)
+        tanh = tl.inline_asm_elementwise(
+            "tanh.approx.f32 $0, $1;", "=f,f", [u], dtype=tl.float32, is_pure=True, pack=1
+        )
+        sigma, slope = tanh * 0.5 + 0.5, square * (3 * 0.044715 * SLOPE) + SLOPE
+    else:
+        sigma, slope = sigmoid_of_gelu(pre)
+    return sigma, slope
+
+
+@triton.jit
+def _store_both(pre, bias_ptr, pre_desc, h_desc, row, column, N, QUICK: tl.constexpr):
     """pre + bias, and gelu of it."""
     if bias_ptr is not None:
         columns = column + tl.arange(0, pre.shape[1])
         pre += tl.load(bias_ptr + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
     pre_desc.store([row, column], pre.to(pre_desc.dtype))
-    sigma, _ = sigmoid_of_gelu(pre)
+    sigma, _ = _sigmoid(pre, QUICK)
     h_desc.store([row, column], (pre * sigma).to(h_desc.dtype))
 
 
 @triton.jit
-def _store_gradient(dh, pre_desc, dpre_desc, row, column):
+def _store_gradient(dh, pre_desc, dpre_desc, row, column, QUICK: tl.constexpr):
     """dh gelu'(pre)."""
     pre = pre_desc.load([row, column]).to(tl.float32)
-    sigma, slope = sigmoid_of_gelu(pre)
+    sigma, slope = _sigmoid(pre, QUICK)
     dpre = dh * (sigma + pre * sigma * (1 - sigma) * slope)
     dpre_desc.store([row, column], dpre.to(dpre_desc.dtype))
 
@@ -68,7 +84,8 @@ def _store_gradient(dh, pre_desc, dpre_desc, row, column):
 @triton.jit
 def _up_kernel(
     x_ptr, x_desc, up_desc, bias_ptr, pre_desc, h_desc, M, N, K,
-    PROGRAMS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    QUICK: tl.constexpr, PROGRAMS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """pre = x Wuᵀ + bias `(M, N)` and h = gelu(pre)."""
     # A program takes many tiles, and loads the next one's first blocks while it finishes the last one.
@@ -79,14 +96,15 @@ def _up_kernel(
         for k in range(0, K, BLOCK_K):
             total = dot(x_desc.load([row, k]), up_desc.load([column, k]).T, total)
         left, right = _halves(total)
-        _store_both(left, bias_ptr, pre_desc, h_desc, row, column, N)
-        _store_both(right, bias_ptr, pre_desc, h_desc, row, column + BLOCK_N // 2, N)
+        _store_both(left, bias_ptr, pre_desc, h_desc, row, column, N, QUICK)
+        _store_both(right, bias_ptr, pre_desc, h_desc, row, column + BLOCK_N // 2, N, QUICK)
 
 
 @triton.jit
 def _down_backward_kernel(
     dy_ptr, dy_desc, down_desc, pre_desc, dpre_desc, M, N, K,
-    PROGRAMS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    QUICK: tl.constexpr, PROGRAMS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """dpre = (dy Wd) gelu'(pre) `(M, N)`."""
     n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
@@ -96,8 +114,8 @@ def _down_backward_kernel(
         for k in range(0, K, BLOCK_K):
             total = dot(dy_desc.load([row, k]), down_desc.load([k, column]), total)
         left, right = _halves(total)
-        _store_gradient(left, pre_desc, dpre_desc, row, column)
-        _store_gradient(right, pre_desc, dpre_desc, row, column + BLOCK_N // 2)
+        _store_gradient(left, pre_desc, dpre_desc, row, column, QUICK)
+        _store_gradient(right, pre_desc, dpre_desc, row, column + BLOCK_N // 2, QUICK)
 
 
 def _fuses(x: Tensor) -> bool:
@@ -120,7 +138,8 @@ def _product(kernel, a: Tensor, b: Tensor, b_transposed: bool, results: tuple, b
     a_tiles, b_tiles, *result_tiles = (tiles(x, x.shape, x.stride(), block) for x, block in blocks)
     # `launch` asks its first argument for the GPU, and a descriptor does not know it.
     launch(
-        kernel, (programs,), a, a_tiles, b_tiles, *bias, *result_tiles, M, N, K, PROGRAMS=programs, **CONFIG
+        kernel, (programs,), a, a_tiles, b_tiles, *bias, *result_tiles, M, N, K,
+        QUICK=a.dtype == torch.bfloat16 and not INTERPRETED, PROGRAMS=programs, **CONFIG,
     )  # fmt: skip
 
 
@@ -164,7 +183,7 @@ def gelu_mlp_backward(dy: Tensor, saved: tuple):
     flat = for_tma(matrix(dy))
     if _fuses(dy):
         pre, dpre = for_tma(pre), padded(pre, *pre.shape)  # a compiler may have kept pre in another layout
-        _product(_down_backward_kernel, flat, for_tma(matrix(down)), False, (pre, dpre))
+        _product(_down_backward_kernel, flat, for_tma(matrix(down)), False, (for_tma(pre), dpre))
     else:
         dpre = gelu_backward(flat @ down, (pre,))
     dup, ddown = dpre.t() @ matrix(x), flat.t() @ h
