@@ -1,6 +1,7 @@
 """Attention as FlashAttention-2 (Dao, 2023): what is checked, chosen and launched around its three kernels.
 
-The kernels, and the derivation, are in `flash_forward` and `flash_backward`.
+The kernels, and the derivation, are in `flash_forward` and `flash_backward`; on a Hopper GPU the one in
+`flash_hopper` takes the forward's place where it is faster.
 """
 
 import functools
