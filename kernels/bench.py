@@ -221,7 +221,7 @@ def largest_error(job: Job, function: Callable, dtype: torch.dtype, device: str)
 def milliseconds(function: Callable) -> float:
     from triton.testing import do_bench  # the caches are emptied before each of many runs
 
-    return do_bench(function, warmup=20, rep=80, return_mode="median")
+    return do_bench(function, warmup=20, rep=50, return_mode="median")
 
 
 def host_microseconds(function: Callable, calls: int = 500) -> float:
