@@ -68,8 +68,8 @@ def test_the_layout_of_output_gradients_does_not_matter(case):
         dense = tuple(d.contiguous() for d in dy)
         got = outputs(backward(dy if len(y) > 1 else dy[0], saved))
         expected = outputs(backward(dense if len(y) > 1 else dense[0], saved))
-        for a, b in zip(got, expected, strict=True):
-            assert a is b is None or torch.equal(a, b)
+        for a, b in zip(got, expected, strict=True):  # compiled for another layout, it may round otherwise
+            assert a is b is None or torch.allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("case", FIRST.values(), ids=str)

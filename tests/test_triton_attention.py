@@ -15,7 +15,7 @@ from kernels.packed import joined
 
 pytest.importorskip("triton", reason="Triton has no package for this platform")
 
-from kernels.triton import attention, flash_hopper
+from kernels.triton import attention
 from kernels.triton.launch import Gpu
 
 # ‖out - ref‖ / ‖ref‖. float32: sums of up to 100 roundings of 2⁻²⁴ each, and a difference, dp - delta, of
@@ -311,35 +311,6 @@ def test_sizes_of_real_models(dtype, D):
     inputs = qkv(2, 512, 512, 4, 2, D, dtype=dtype)
     first, second = both_passes(attention, *inputs), both_passes(attention, *inputs)
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("D", [72, 128])
-@pytest.mark.parametrize(
-    ("T", "S", "H_kv", "causal", "window", "sink"),
-    [
-        (1024, 1024, 4, True, None, False),
-        (1100, 1290, 2, True, None, True),
-        (1300, 1300, 1, True, 300, True),
-        (1025, 517, 4, False, None, False),
-    ],
-    ids=["even", "odd-grouped-sink", "window", "full"],
-)
-def test_the_kernel_for_hopper(monkeypatch, D, T, S, H_kv, causal, window, sink):
-    """Against the kernel that it stands in for, which the other tests compare with float64."""
-    inputs = qkv(2, T, S, 4, H_kv, D, dtype=torch.bfloat16)
-    inputs = (*inputs, drawn(4, dtype=torch.bfloat16) if sink else None, causal, window)
-    if not flash_hopper.pays(attention.gpu(inputs[0]), T, D):
-        pytest.skip("not on this GPU")
-    y, saved = attention.attention_forward(*inputs)
-    again = attention.attention_forward(*inputs)[0]
-    attention._plan_forward.cache_clear()
-    monkeypatch.setattr(flash_hopper, "pays", lambda *_: False)
-    plain, plain_saved = attention.attention_forward(*inputs)
-    attention._plan_forward.cache_clear()
-    assert torch.equal(y, again)
-    assert (y.double() - plain.double()).norm() <= 3e-3 * plain.double().norm()  # p is rounded to 2⁻⁸ in both
-    torch.testing.assert_close(saved[5], plain_saved[5], rtol=0, atol=1e-4)
 
 
 # Bad input

@@ -1,7 +1,6 @@
 """Attention as FlashAttention-2 (Dao, 2023): what is checked, chosen and launched around its three kernels.
 
-The kernels, and the derivation, are in `flash_forward` and `flash_backward`; on a Hopper GPU the one in
-`flash_hopper` takes the forward's place where it is faster.
+The kernels, and the derivation, are in `flash_forward` and `flash_backward`.
 """
 
 import functools
@@ -14,7 +13,6 @@ from torch._subclasses import FakeTensor
 
 from kernels.checks import check_attention
 from kernels.packed import empty_beside
-from kernels.triton import flash_hopper
 from kernels.triton.arithmetic import LOG2_E
 from kernels.triton.flash_backward import _dkv_kernel, _dq_kernel
 from kernels.triton.flash_forward import _forward_kernel
@@ -174,14 +172,8 @@ def _plan_forward(
     if S == 0 and sink is None:
         raise ValueError("attention: a softmax over no keys; give at least one key, or a sink.")
     here, T_padded = gpu(q), -(-T // 4) * 4
-    descriptors = aligned and _by_copy_engine(here, T, S, q, k, v)
-    numbers = (H, H // H_kv, T, S, T_padded, min(window or 0, S), scale * LOG2_E.value)
-    sink_stride = 0 if sink is None else sink.strides[0]
-    if descriptors and flash_hopper.pays(here, T, D):
-        return (B, H, T_padded), flash_hopper.plan(
-            here, q, k, v, sink_stride, numbers, causal, window is not None
-        )
     BLOCK_M, BLOCK_N, *options = _tiles(FORWARD, here, q.dtype, D)
+    descriptors = aligned and _by_copy_engine(here, T, S, q, k, v)
     return (B, H, T_padded), Launch(
         _forward_kernel,
         (-(-T // BLOCK_M) * B * H,),
@@ -189,8 +181,9 @@ def _plan_forward(
         *_heads(q, BLOCK_M, descriptors),
         *_heads(k, BLOCK_N, descriptors),
         *_heads(v, BLOCK_N, descriptors),
-        TENSOR, sink_stride, TENSOR,
-        *numbers, D, causal, window is not None, _precision(here), BLOCK_M, BLOCK_N,
+        TENSOR, 0 if sink is None else sink.strides[0], TENSOR,
+        H, H // H_kv, T, S, T_padded, min(window or 0, S), scale * LOG2_E.value,
+        D, causal, window is not None, _precision(here), BLOCK_M, BLOCK_N,
         **_options(*options),
     )  # fmt: skip
 

@@ -8,7 +8,6 @@ import torch
 import triton
 from torch import Tensor
 from torch._subclasses import FakeTensor
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 INTERPRETED = triton.knobs.runtime.interpret  # Triton decides it when a kernel is defined, so do we
@@ -123,7 +122,7 @@ def launch(kernel, grid: tuple[int, ...], *arguments, **options) -> tuple | None
             key.append(a.dtype)
             a = a.data_ptr()
             key.append(a % 16 == 0)
-        elif kind is TensorDescriptor or kind is GluonDescriptor:
+        elif kind is TensorDescriptor:
             key += kind, a.base.dtype, *a.block_shape
         else:
             key.append(a if kind is tuple else kind)
@@ -162,7 +161,6 @@ class Tiles(NamedTuple):
     shape: tuple
     strides: tuple
     block: tuple
-    layout: object = None  # in shared memory, which kernels in Gluon are told and Triton decides itself
 
 
 class Launch:
@@ -212,16 +210,14 @@ def _watching(kernel, arguments):
     return nullcontext()
 
 
-def tiles(x: Tensor, shape: tuple, strides: tuple, block: tuple, layout: object = None):
+def tiles(x: Tensor, shape: tuple, strides: tuple, block: tuple) -> TensorDescriptor:
     """From where the copy engine fetches tiles of shape `block` of an array at x's address.
 
     One that was made before is returned again: Triton's checks take longer than all of a launch.
     """
-    if INTERPRETED:
+    if INTERPRETED or isinstance(x, FakeTensor):
         return TensorDescriptor(x, list(shape), list(strides), list(block))
-    if isinstance(x, FakeTensor):  # with sizes that may be symbols
-        return _tiles.__wrapped__(_Address(0, x.dtype), shape, strides, block, layout)
-    return _tiles(_Address(x.data_ptr(), x.dtype), shape, strides, block, layout)
+    return _tiles(_Address(x.data_ptr(), x.dtype), shape, strides, block)
 
 
 class _Address(NamedTuple):
@@ -235,9 +231,8 @@ class _Address(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def _tiles(base: _Address, shape: tuple, strides: tuple, block: tuple, layout: object):
-    lists = list(shape), list(strides), list(block)
-    return TensorDescriptor(base, *lists) if layout is None else GluonDescriptor(base, *lists, layout)
+def _tiles(base: _Address, shape: tuple, strides: tuple, block: tuple) -> TensorDescriptor:
+    return TensorDescriptor(base, list(shape), list(strides), list(block))
 
 
 def cdiv(a: int, b: int) -> int:
