@@ -49,6 +49,9 @@ class Trainer:
                 f"{folder} holds a run already: go on with it by --resume {folder}, or choose another folder."
             )
         snapshot, self.notes = self.folder.restore() if resume else (None, [])
+        if recipe.engine == "triton" and device.DEVICE.type == "cpu":
+            slow = "Without a GPU Triton's kernels are interpreted, hundreds of times slower than --engine torch."
+            self.notes.append(slow)
         self.corpus = corpus.load(recipe, snapshot and snapshot.tokenizer)
         self.corpus.tokenizer.encode(recipe.sample.prompt)  # better now than at the first sample
         self.validation = self.corpus.validation.tokens[: recipe.evaluation_tokens]
