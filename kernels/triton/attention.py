@@ -24,7 +24,7 @@ LARGE = 512 * 512  # scores a head from which the gain of descriptors covers the
 
 # (BLOCK_M, BLOCK_N, num_warps, num_stages, maxnreg) by the width of a head that they go up to. Those of the
 # H100 are the fastest of a sweep on one. The others have been compiled, not timed: they fit the shared memory
-# and, most of them, the registers of the GPU (A100 stands for an L4 too, and H100 for a B200).
+# and, most of them, the registers of the GPU (A100 stands for an L4 too).
 FORWARD, DQ, DKV = "forward", "dq", "dkv"
 TILES = {
     "H100": {
@@ -60,6 +60,9 @@ TILES = {
     "interpreter": {kernel: {WIDEST_HEAD: (32, 32, 4, 1, None)} for kernel in (FORWARD, DQ, DKV)},
 }
 
+# A B200 is given those of an H100, but for one that its products ask too much shared memory for.
+TILES["B200"] = TILES["H100"] | {DKV: TILES["H100"][DKV] | {256: (32, 64, 8, 2, None)}}
+
 
 def _tiles(kernel: str, here: Gpu, dtype: torch.dtype, D: int) -> tuple:
     if INTERPRETED:
@@ -69,7 +72,7 @@ def _tiles(kernel: str, here: Gpu, dtype: torch.dtype, D: int) -> tuple:
     elif dtype == torch.float32:
         table = "float32"
     else:
-        table = "A100" if here.capability < COPY_ENGINE else "H100"
+        table = "A100" if here.capability < COPY_ENGINE else "H100" if here.capability < 100 else "B200"
     return next(tiles for width, tiles in TILES[table][kernel].items() if width >= D)
 
 
