@@ -50,9 +50,7 @@ class Trainer:
             )
         snapshot, self.notes = self.folder.restore() if resume else (None, [])
         if recipe.engine == "triton" and device.DEVICE.type == "cpu":
-            self.notes.append(
-                "Without a GPU Triton's kernels are interpreted: --engine torch is faster."
-            )
+            self.notes.append("Without a GPU Triton's kernels are interpreted: --engine torch is faster.")
         self.corpus = corpus.load(recipe, snapshot and snapshot.tokenizer)
         self.corpus.tokenizer.encode(recipe.sample.prompt)  # better now than at the first sample
         self.validation = self.corpus.validation.tokens[: recipe.evaluation_tokens]
