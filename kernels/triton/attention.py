@@ -22,9 +22,9 @@ WIDEST_HEAD = 256
 COPY_ENGINE = 90  # compute capability (times ten) from which tensor descriptors are fetched in hardware
 LARGE = 512 * 512  # scores a head from which the gain of descriptors covers the time to make them
 
-# (BLOCK_M, BLOCK_N, num_warps, num_stages, maxnreg) by the width of a head that they go up to. Those of the
-# H100 are the fastest of a sweep on one. The others have been compiled, not timed: they fit the shared memory
-# and, most of them, the registers of the GPU (A100 stands for an L4 too).
+# (BLOCK_M, BLOCK_N, num_warps, num_stages, maxnreg) by the width of a head that they go up to. Those of
+# the H100 are the fastest of a sweep on one, as `tools/tune_attention.py` makes it. The others have been
+# compiled, not timed: they fit the shared memory and, most of them, the registers (A100 is an L4's too).
 FORWARD, DQ, DKV = "forward", "dq", "dkv"
 TILES = {
     "H100": {
@@ -64,16 +64,18 @@ TILES = {
 TILES["B200"] = TILES["H100"] | {DKV: TILES["H100"][DKV] | {256: (32, 64, 8, 2, None)}}
 
 
-def _tiles(kernel: str, here: Gpu, dtype: torch.dtype, D: int) -> tuple:
+def _table(here: Gpu, dtype: torch.dtype) -> str:
     if INTERPRETED:
-        table = "interpreter"
-    elif here.capability < 80:
-        table = "T4"
-    elif dtype == torch.float32:
-        table = "float32"
-    else:
-        table = "A100" if here.capability < COPY_ENGINE else "H100" if here.capability < 100 else "B200"
-    return next(tiles for width, tiles in TILES[table][kernel].items() if width >= D)
+        return "interpreter"
+    if here.capability < 80:
+        return "T4"
+    if dtype == torch.float32:
+        return "float32"
+    return "A100" if here.capability < COPY_ENGINE else "H100" if here.capability < 100 else "B200"
+
+
+def _tiles(kernel: str, here: Gpu, dtype: torch.dtype, D: int) -> tuple:
+    return next(tiles for width, tiles in TILES[_table(here, dtype)][kernel].items() if width >= D)
 
 
 def _precision(here: Gpu) -> str:
