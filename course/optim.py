@@ -35,7 +35,7 @@ class AdamW:
     m ← β₁ m + (1-β₁) g and v ← β₂ v + (1-β₂) g²; then w ← w - lr weight_decay w, for matrices only, and
     w ← w - lr m̂ / (√v̂ + ε), where m̂ and v̂ undo the bias of starting at 0. Every line works on all
     tensors at once (`torch._foreach_…`), because a small model's time is the number of its launches; with
-    `one_kernel` all lines are one launch, `kernels.triton.adamw_`, which takes gradients in 16 bits too.
+    `one_kernel` all lines are one launch, of `kernels.triton.adamw`, which takes 16-bit gradients too.
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""What kernels of several families compute with: base-2 exponentials, and products that keep their digits."""
+"""What kernels of several families compute with: base-2 exponentials, products that keep their digits, and
+the tiles of a product."""
 
 import math
 
@@ -22,3 +23,21 @@ def dot(a, b, total, PRECISION: tl.constexpr = EXACT):
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, total, input_precision=PRECISION)
+
+
+@triton.jit
+def corner(tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr = 8):
+    """Where a tile of an `(M, N)` product begins: down `GROUP` rows of tiles, then one column on. Tiles that
+    are computed at the same time are a square, and share what they read."""
+    n_m, n_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    first = tile // (GROUP * n_n) * GROUP
+    height = min(n_m - first, GROUP)
+    row, column = first + tile % (GROUP * n_n) % height, tile % (GROUP * n_n) // height
+    return row * BLOCK_M, column * BLOCK_N
+
+
+@triton.jit
+def halves(tile):
+    """The left and the right half. A whole tile to store would not fit beside the blocks being loaded."""
+    shape: tl.constexpr = (tile.shape[0], 2, tile.shape[1] // 2)
+    return tl.split(tl.permute(tl.reshape(tile, shape), (0, 2, 1)))

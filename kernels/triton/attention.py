@@ -16,7 +16,7 @@ from kernels.packed import empty_beside
 from kernels.triton.arithmetic import LOG2_E
 from kernels.triton.flash_backward import _dkv_kernel, _dq_kernel
 from kernels.triton.flash_forward import _forward_kernel
-from kernels.triton.launch import INTERPRETED, TENSOR, Gpu, Launch, Tiles, check, empty, gpu, power_of_2
+from kernels.triton.launch import INTERPRETED, TENSOR, Gpu, Launch, Tiles, cdiv, check, empty, gpu, power_of_2
 
 WIDEST_HEAD = 256
 COPY_ENGINE = 90  # compute capability (times ten) from which tensor descriptors are fetched in hardware
@@ -176,12 +176,12 @@ def _plan_forward(
         raise ValueError(f"attention: heads of width {D}; the triton engine has kernels up to {WIDEST_HEAD}.")
     if S == 0 and sink is None:
         raise ValueError("attention: a softmax over no keys; give at least one key, or a sink.")
-    here, T_padded = gpu(q), -(-T // 4) * 4
+    here, T_padded = gpu(q), 4 * cdiv(T, 4)
     BLOCK_M, BLOCK_N, *options = _tiles(FORWARD, here, q.dtype, D)
     descriptors = aligned and _by_copy_engine(here, T, S, q, k, v)
     return (B, H, T_padded), Launch(
         _forward_kernel,
-        (-(-T // BLOCK_M) * B * H,),
+        (cdiv(T, BLOCK_M) * B * H,),
         TENSOR,
         *_heads(q, BLOCK_M, descriptors),
         *_heads(k, BLOCK_N, descriptors),
@@ -230,13 +230,13 @@ def _plan_backward(
         )
     here = gpu(q)
     (B, T, H, D), (S, H_kv) = q.shape, k.shape[1:3]
-    T_padded = -(-T // 4) * 4
+    T_padded = 4 * cdiv(T, 4)
     descriptors = aligned and _by_copy_engine(here, T, S, q, k, v, y, dy)
     numbers = (H, H // H_kv, T, S, T_padded, min(window or 0, S), scale * LOG2_E.value, scale)
     choices = (D, causal, window is not None, _precision(here))
 
     BLOCK_M, BLOCK_N, *options = _tiles(DQ, here, q.dtype, D)
-    n_blocks = -(-T // BLOCK_M)
+    n_blocks = cdiv(T, BLOCK_M)
     run_dq = Launch(
         _dq_kernel,
         (n_blocks * B * H,),
@@ -254,7 +254,7 @@ def _plan_backward(
     per_query = Tiles((B * H, T), (T_padded, 1), (1, BLOCK_M)) if descriptors else TENSOR  # lse and delta
     run_dkv = Launch(
         _dkv_kernel,
-        (-(-S // BLOCK_N) * B * H_kv,),
+        (cdiv(S, BLOCK_N) * B * H_kv,),
         TENSOR, TENSOR, dk_t,
         *_heads(q, BLOCK_M, descriptors),
         *_heads(k, BLOCK_N, descriptors),

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from kernels.checks import check_classes, check_width
-from kernels.triton.arithmetic import LOG2_E, dot
+from kernels.triton.arithmetic import LOG2_E, dot, halves
 from kernels.triton.launch import (
     cdiv,
     check,
@@ -221,9 +221,7 @@ def _exp_logits_kernel(
         if e_desc is not None:
             reference = tl.load(reference_ptr + rows, mask=rows < R, other=float("inf"))
             e = (p * _exp(m - reference)[:, None]).to(e_desc.dtype)
-            # In halves: the whole tile would not fit beside the blocks that are being loaded.
-            halves = tl.permute(tl.reshape(e, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1))
-            left, right = tl.split(halves)
+            left, right = halves(e)
             e_desc.store([first_row, first_column], left)
             e_desc.store([first_row, first_column + BLOCK_N // 2], right)
 

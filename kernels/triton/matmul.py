@@ -11,11 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_width
-from kernels.triton.arithmetic import dot
+from kernels.triton.arithmetic import corner, dot
 from kernels.triton.elementwise import sum_middle
 from kernels.triton.launch import cdiv, check, gpu, launch, matrix
-
-GROUP = tl.constexpr(8)  # rows of tiles that are walked through together
 
 
 @triton.jit
@@ -26,11 +24,9 @@ def _matmul_kernel(
     """C = A B + bias, a tile a program; with SPLIT > 1, each of C's SPLIT layers sums a part of K."""
     n_m, n_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     tile, layer = tl.program_id(0) % (n_m * n_n), tl.program_id(0) // (n_m * n_n)
-    # Down GROUP rows of tiles, then one column on: a square of tiles shares what it reads.
-    first = tile // (GROUP * n_n) * GROUP
-    height = min(n_m - first, GROUP)
-    rows = ((first + tile % (GROUP * n_n) % height) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None]
-    columns = (tile % (GROUP * n_n) // height * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)[None, :]
+    row, column = corner(tile, M, N, BLOCK_M, BLOCK_N)
+    rows = (row + tl.arange(0, BLOCK_M)).to(tl.int64)[:, None]
+    columns = (column + tl.arange(0, BLOCK_N)).to(tl.int64)[None, :]
     ks = tl.arange(0, BLOCK_K)
     part = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT) * BLOCK_K
     start = layer * part

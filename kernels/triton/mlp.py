@@ -18,31 +18,13 @@ from torch.nn.functional import linear
 
 from kernels.checks import check_mlp
 from kernels.triton.activations import SLOPE, gelu_backward, gelu_forward, sigmoid_of_gelu
-from kernels.triton.arithmetic import dot
+from kernels.triton.arithmetic import corner, dot, halves
 from kernels.triton.elementwise import sum_middle
 from kernels.triton.launch import INTERPRETED, check, for_tma, gpu, launch, matrix, padded, tiles
 
 CONFIG = dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, num_warps=8, num_stages=3)
 if INTERPRETED:  # small arrays shall have many tiles
     CONFIG |= dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16)
-
-
-@triton.jit
-def _corner(tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr = 8):
-    """Where a tile begins: down `GROUP` rows of tiles, then one column on, so that tiles which are computed
-    at the same time share what they read."""
-    n_m, n_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
-    first = tile // (GROUP * n_n) * GROUP
-    height = min(n_m - first, GROUP)
-    row, column = first + tile % (GROUP * n_n) % height, tile % (GROUP * n_n) // height
-    return row * BLOCK_M, column * BLOCK_N
-
-
-@triton.jit
-def _halves(tile):
-    """The left and the right half. A whole tile to store would not fit beside the blocks being loaded."""
-    shape: tl.constexpr = (tile.shape[0], 2, tile.shape[1] // 2)
-    return tl.split(tl.permute(tl.reshape(tile, shape), (0, 2, 1)))
 
 
 @triton.jit
@@ -91,11 +73,11 @@ def _up_kernel(
     # A program takes many tiles, and loads the next one's first blocks while it finishes the last one.
     n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), n_tiles, PROGRAMS, flatten=True):
-        row, column = _corner(tile, M, N, BLOCK_M, BLOCK_N)
+        row, column = corner(tile, M, N, BLOCK_M, BLOCK_N)
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for k in range(0, K, BLOCK_K):
             total = dot(x_desc.load([row, k]), up_desc.load([column, k]).T, total)
-        left, right = _halves(total)
+        left, right = halves(total)
         _store_both(left, bias_ptr, pre_desc, h_desc, row, column, N, QUICK)
         _store_both(right, bias_ptr, pre_desc, h_desc, row, column + BLOCK_N // 2, N, QUICK)
 
@@ -109,11 +91,11 @@ def _down_backward_kernel(
     """dpre = (dy Wd) gelu'(pre) `(M, N)`."""
     n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), n_tiles, PROGRAMS, flatten=True):
-        row, column = _corner(tile, M, N, BLOCK_M, BLOCK_N)
+        row, column = corner(tile, M, N, BLOCK_M, BLOCK_N)
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for k in range(0, K, BLOCK_K):
             total = dot(dy_desc.load([row, k]), down_desc.load([k, column]), total)
-        left, right = _halves(total)
+        left, right = halves(total)
         _store_gradient(left, pre_desc, dpre_desc, row, column, QUICK)
         _store_gradient(right, pre_desc, dpre_desc, row, column + BLOCK_N // 2, QUICK)
 
@@ -183,7 +165,7 @@ def gelu_mlp_backward(dy: Tensor, saved: tuple):
     flat = for_tma(matrix(dy))
     if _fuses(dy):
         pre, dpre = for_tma(pre), padded(pre, *pre.shape)  # a compiler may have kept pre in another layout
-        _product(_down_backward_kernel, flat, for_tma(matrix(down)), False, (for_tma(pre), dpre))
+        _product(_down_backward_kernel, flat, for_tma(matrix(down)), False, (pre, dpre))
     else:
         dpre = gelu_backward(flat @ down, (pre,))
     dup, ddown = dpre.t() @ matrix(x), flat.t() @ h

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_width
-from kernels.triton.launch import Gpu, check, check_gradient, empty, gpu, launch, rows
+from kernels.triton.launch import Gpu, cdiv, check, check_gradient, empty, gpu, launch, power_of_2, rows
 
 WIDEST = 16384  # columns that a program holds at a time; wider rows go through it in blocks
 FEW = 4  # tiles of rows that one program of the backward pass works through alone
@@ -181,7 +181,7 @@ def _forward(operation: str, x: Tensor, residual: Tensor | None, weight: Tensor,
     rstd = x.new_empty(n, dtype=torch.float32)
     mean = None if bias is None else torch.empty_like(rstd)
     launch(
-        _norm_forward, (-(-n // shape["ROWS"]),), flat, other, weight.contiguous(),
+        _norm_forward, (cdiv(n, shape["ROWS"]),), flat, other, weight.contiguous(),
         None if bias is None else bias.contiguous(), y, h, mean, rstd, stride, other_stride, n, eps, **shape,
     )  # fmt: skip
     return y, h, mean, rstd
@@ -200,7 +200,7 @@ def _backward(dy: Tensor, dh: Tensor | None, x: Tensor, weight: Tensor, mean: Te
     x, n, x_stride = rows(x)
     dh, _, dh_stride = (None, 0, 0) if dh is None else rows(dh)
     programs, shape = _backward_shape(C, 2 if dh is None else 3, x.dtype.itemsize, gpu(x))
-    tiles = -(-n // shape["ROWS"])  # the quotient rounded up
+    tiles = cdiv(n, shape["ROWS"])
     alone = tiles <= FEW and shape["BLOCK"] >= C
     programs = 1 if alone else min(programs, tiles)
     dweights = dweight if alone else x.new_empty(programs, C, dtype=torch.float32)
@@ -211,7 +211,7 @@ def _backward(dy: Tensor, dh: Tensor | None, x: Tensor, weight: Tensor, mean: Te
     )  # fmt: skip
     if not alone:
         launch(
-            _sum_partial, (-(-C // 32), 1 if mean is None else 2),
+            _sum_partial, (cdiv(C, 32), 1 if mean is None else 2),
             dweights, dbiases, dweight, dbias, programs, C=C, ROWS=32, BLOCK=32,
         )  # fmt: skip
     return dx, dweight, dbias
@@ -223,7 +223,7 @@ def _backward(dy: Tensor, dh: Tensor | None, x: Tensor, weight: Tensor, mean: Te
 @functools.cache
 def _forward_shape(C: int) -> dict:
     """Many small programs: while some wait for their rows, others compute."""
-    BLOCK = min(triton.next_power_of_2(C), WIDEST)
+    BLOCK = power_of_2(C, WIDEST)
     ROWS = 1 if C > BLOCK else max(2048 // BLOCK, 1)
     return {"C": C, "ROWS": ROWS, "BLOCK": BLOCK, "num_warps": max(ROWS * BLOCK // 512, 1)}
 
@@ -235,7 +235,7 @@ def _backward_shape(C: int, loads: int, itemsize: int, gpu: Gpu) -> tuple[int, d
     Few programs with many elements each, so that there are few partial sums. What hides the waiting is
     loading ahead, where the GPU can (from compute capability 8.0 on) and the tiles fit.
     """
-    BLOCK = min(triton.next_power_of_2(C), WIDEST)
+    BLOCK = power_of_2(C, WIDEST)
     ROWS = 1 if C > BLOCK else max(4096 // BLOCK, 1)
     tile = ROWS * BLOCK
     ahead = 2 * loads * tile * itemsize  # bytes of shared memory for two tiles on their way

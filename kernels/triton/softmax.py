@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.triton.arithmetic import LOG2_E
-from kernels.triton.launch import check, check_gradient, empty, launch, rows
+from kernels.triton.launch import cdiv, check, check_gradient, empty, launch, rows
 
 WIDEST = 32768  # columns that a program holds at a time; wider rows go through it in blocks
 
@@ -104,7 +104,7 @@ def softmax_forward(x: Tensor):
     shape = _shape(C, 32)
     y = empty(x)
     flat, n, stride = rows(x)
-    launch(_softmax_forward, (-(-n // shape["ROWS"]),), flat, y, stride, n, C, **shape)
+    launch(_softmax_forward, (cdiv(n, shape["ROWS"]),), flat, y, stride, n, C, **shape)
     return y, (y,)
 
 
@@ -117,5 +117,5 @@ def softmax_backward(dy: Tensor, saved: tuple) -> Tensor:
     shape = _shape(C, 16)
     dx = empty(y)
     (dy, _, dy_stride), (y, n, stride) = rows(dy), rows(y)
-    launch(_softmax_backward, (-(-n // shape["ROWS"]),), dy, y, dx, dy_stride, stride, n, C, **shape)
+    launch(_softmax_backward, (cdiv(n, shape["ROWS"]),), dy, y, dx, dy_stride, stride, n, C, **shape)
     return dx
