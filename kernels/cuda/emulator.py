@@ -136,19 +136,20 @@ def _reference(match: re.Match) -> str:
     text = re.sub(r"alignas\s*\([^()]*\)", "", text)
     newlines = "\n" * match[0].count("\n")
     first, *more = _split(" ".join(text.split()))
-    kind, name, dimensions = re.fullmatch(r"(.+?)\s*\b(\w+)\s*((?:\[[^\]]*\]\s*)*)", first).groups()
-    if match[1]:
-        return f'{kind} *{name} = ({kind} *)emulated_dynamic_shared("{name}");' + newlines
+    kind = re.fullmatch(r"(.+?)\s*\b\w+\s*(?:\[[^\]]*\]\s*)*", first)[1]
+    alignment = alignment[1] if alignment else "1"
     out = []
-    for declared in [name + dimensions, *more]:
-        name, dimensions = re.fullmatch(r"\s*(\w+)\s*(.*)", declared).groups()
-        aligned = f"alignof({kind})" + (
-            f" > {alignment[1]} ? alignof({kind}) : {alignment[1]}" if alignment else ""
-        )
+    for declared in [first, *more]:
+        name, dimensions = re.fullmatch(r"(?:.*\b)?(\w+)\s*((?:\[[^\]]*\]\s*)*)", declared).groups()
+        if match[1]:
+            array, size, target, runtime = kind, "0", f"*{name}", "(EmulatedType_{0} *)emulated_dynamic_shared"
+        else:
+            array, size = f"{kind}{dimensions}", f"sizeof(EmulatedType_{name})"
+            target, runtime = f"&{name}", "*(EmulatedType_{0} *)emulated_shared"
         out.append(
-            f"using emulated_{name} = {kind}{dimensions}; static const EmulatedSharedArray emulated_its_{name} = "
-            f'{{"{name}", sizeof(emulated_{name}), {aligned}}}; emulated_{name} &{name} = '
-            f"*(emulated_{name} *)emulated_shared(&emulated_its_{name});"
+            f"using EmulatedType_{name} = {array}; static constexpr EmulatedSharedArray emulated_{name} = "
+            f'emulated_describe<EmulatedType_{name}>("{name}", {size}, {alignment}); '
+            f"EmulatedType_{name} {target} = {runtime.format(name)}(&emulated_{name});"
         )
     return " ".join(out) + newlines
 
