@@ -390,5 +390,5 @@ template <class... P>
 inline void emulated_call(void (*kernel)(P...), void **values) {
     emulated_call(kernel, values, std::index_sequence_for<P...>());
 }
-#define EMULATED_KERNEL(name) \
-    extern "C" void emulated_kernel_##name(void **values) { emulated_call(name, values); }
+#define EMULATED_KERNEL(name)                                    \
+    extern "C" __attribute__((visibility("default"))) void emulated_kernel_##name(void **values) { emulated_call(name, values); }

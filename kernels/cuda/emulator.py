@@ -35,6 +35,8 @@ FLAGS = [
     "-ffp-contract=off",
     "-U_FORTIFY_SOURCE",
     "-fno-strict-aliasing",
+    # Two sources made of one file with other macros have functions of the same names: each keeps its own.
+    "-fvisibility=hidden",
 ]
 
 
@@ -74,7 +76,7 @@ def compiler() -> str:
 
 @functools.cache
 def _runtime() -> tuple[ctypes.CDLL, Path]:
-    path = _build((HERE / "emulator_runtime.cpp").read_text(), "runtime", ["-fvisibility=hidden", "-pthread"])
+    path = _build((HERE / "emulator_runtime.cpp").read_text(), "runtime", ["-pthread"])
     runtime = ctypes.CDLL(str(path))
     runtime.emulated_printed.restype = ctypes.c_char_p
     return runtime, path
