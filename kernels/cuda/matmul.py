@@ -36,14 +36,20 @@ LARGE, MEDIUM, SMALL = Tiles(128, 128, 16, 8, 8), Tiles(64, 64, 16, 4, 4), Tiles
 SHORTEST_PART = 128  # terms of a sum: shorter parts cost more to add up than they save
 
 
-def choose(M: int, N: int, K: int, matrices: int, device: torch.device) -> tuple[Tiles, int]:
-    """-> the tiles of `matrices` products `(M, K) (K, N)`, and how many terms of K a block sums."""
+def choose_tiles(M: int, N: int, device: torch.device, matrices: int = 1) -> Tiles:
+    """The largest tiles of which `matrices` products `(M, N)` have one for every processor."""
     wanted = processors(device)
-    for tiles in (SMALL,) if emulated() else (LARGE, MEDIUM, SMALL):
-        blocks = tiles.count(M, N) * matrices
-        if blocks >= wanted:
-            return tiles, max(K, 1)
-    parts = max(1, min(cdiv(wanted, blocks), K // SHORTEST_PART))
+    for tiles in (SMALL,) if emulated() else (LARGE, MEDIUM):
+        if tiles.count(M, N) * matrices >= wanted:
+            return tiles
+    return SMALL
+
+
+def choose(M: int, N: int, K: int, matrices: int, device: torch.device) -> tuple[Tiles, int]:
+    """-> the tiles, and how many terms of K a block sums: all of them, if there are tiles enough."""
+    tiles = choose_tiles(M, N, device, matrices)
+    parts = cdiv(processors(device), tiles.count(M, N) * matrices)
+    parts = max(1, min(parts, K // SHORTEST_PART))
     return tiles, max(cdiv(cdiv(K, parts), tiles.BLOCK_K) * tiles.BLOCK_K, 1)
 
 
