@@ -12,7 +12,7 @@
 #include <type_traits>
 #include <utility>
 
-#define __global__
+#define __global__ __attribute__((noinline))  // so that its accesses are watched, and those of its caller are not
 #define __device__
 #define __host__
 #define __constant__
@@ -395,11 +395,11 @@ inline void __pipeline_wait_prior(int n) { emulated_wait_prior(n); }
 // ---- How the runtime calls a kernel: the arguments lie where `values` point.
 
 template <class... P, size_t... I>
-inline void emulated_call(void (*kernel)(P...), void **values, std::index_sequence<I...>) {
+__attribute__((no_sanitize("thread"))) void emulated_call(void (*kernel)(P...), void **values, std::index_sequence<I...>) {
     kernel(*static_cast<std::remove_cv_t<P> *>(values[I])...);
 }
 template <class... P>
-inline void emulated_call(void (*kernel)(P...), void **values) {
+__attribute__((no_sanitize("thread"))) void emulated_call(void (*kernel)(P...), void **values) {
     emulated_call(kernel, values, std::index_sequence_for<P...>());
 }
 template <class... P>
@@ -409,7 +409,8 @@ constexpr uint64_t emulated_constants(void (*)(P...)) {  // a bit for every para
     return bits;
 }
 #define EMULATED_KERNEL(name)                                                                                  \
-    extern "C" __attribute__((visibility("default"))) void emulated_kernel_##name(void **values) {             \
+    extern "C" __attribute__((visibility("default"), no_sanitize("thread"))) void emulated_kernel_##name(      \
+        void **values) {                                                                                       \
         emulated_call(name, values);                                                                           \
     }                                                                                                          \
     extern "C" __attribute__((visibility("default"))) const uint64_t emulated_constants_##name;                \

@@ -191,6 +191,13 @@ static std::string size_of(const SharedArray &a, uint64_t bytes) {
     return std::string(a.name) + " has " + shape + (n == 1 ? " element." : " elements.");
 }
 
+std::string place(const void *address) {  // as it stands in the file of the library
+    Dl_info its{};
+    if (!address || !dladdr(address, &its)) return "a place unknown";
+    return format("@(0x%llx)", static_cast<unsigned long long>(static_cast<const char *>(address) -
+                                                               static_cast<const char *>(its.dli_fbase)));
+}
+
 static const char *verb(bool write) { return write ? "writes " : "reads "; }
 
 [[noreturn]] static void outside(const Region &r, const char *address, unsigned bytes, bool write, const void *place) {
@@ -305,6 +312,7 @@ void check_placed(Worker &w, const Placed &placed) {
     if (w.arrays.size() == 1) memset(w.owner, 0, sizeof w.owner), w.statics_begin = w.statics_end = nullptr;
     unsigned first = (placed.begin - w.arena) / 4, last = (placed.end - w.arena + 3) / 4;
     memset(w.owner + first, w.arrays.size(), last - first);
+    memset(w.written + first, 0, last - first);
 }
 
 static void tick(Worker &w) { w.time = std::min(w.time + 1, END_OF_TIME); }

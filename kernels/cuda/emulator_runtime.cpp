@@ -132,7 +132,6 @@ std::string format(const char *text, ...) {
     return buffer;
 }
 std::string text_of(const Index &i) { return format("(%u, %u, %u)", i.x, i.y, i.z); }
-std::string place(const void *address) { return format("@(%p)", address); }
 
 void note(const std::string &error) {  // blocks begin in order: in the end the first one's error is told
     Launch &launch = *worker->launch;

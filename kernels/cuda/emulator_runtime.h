@@ -120,7 +120,7 @@ struct Worker {
     uint8_t owner[ARENA / 4];                      // of a word: its array, counted from 1
     uint8_t written[ARENA / 4];                    // which of its bytes have a value; 0x80: an async copy is on its way
     std::vector<Cell> cells;                       // of the arena
-    uint64_t cells_launch;                         // when they were last cleared
+    uint64_t cells_launch = 0;                        // when they were last cleared
     const char *statics_begin, *statics_end;       // of the kernel's own constants, what was met of them
     char signal_stack[32 * 1024];
 
