@@ -1,15 +1,20 @@
 """What the driver is told at a launch: by a driver that only takes notes, and on a GPU by its own."""
 
 import ctypes
+import os
 import struct
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
 from kernels.cuda import arguments, driver, gpu
+from kernels.cuda.module import load
 from kernels.cuda.signature import signatures
-from kernels.cuda.tensor_map import TensorMap
+from kernels.cuda.tensor_map import TensorMap, tensor_map
 
 
 class NotingDriver:
@@ -214,3 +219,207 @@ def test_grids_that_change_at_every_call_are_forgotten(noting):
     assert len(k.launches) <= 1024 and [launch[0][0] for launch in noting.launches] == list(range(1, 3000))
     with pytest.raises(ValueError, match="grid is a whole number"):
         k[[1], 32]
+
+
+# On a GPU
+
+ADD = """
+extern "C" __global__ void add(const scalar *x, scalar *y, int n, float a) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = scalar(float(x[i]) + a);
+}
+"""
+
+
+@pytest.fixture
+def add():
+    """A kernel that was not loaded before, and two arrays."""
+    return load(ADD).add, torch.arange(1000.0, device="cuda"), torch.zeros(1000, device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_values_on_the_gpu(dtype):
+    if dtype == torch.bfloat16 and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("this GPU has no bfloat16")
+    x = torch.arange(1000.0, device="cuda").to(dtype)
+    y = torch.zeros_like(x)
+    load(ADD, scalar=dtype).add[8, 128](x, y, 990, 2)
+    assert torch.equal(y[:990], x[:990] + 2) and not y[990:].any()
+
+
+@pytest.mark.gpu
+def test_cpu_tensors_need_the_emulator_there_too(add):
+    kernel, x, y = add
+    for given, words in (
+        ((x.cpu(), y), "x is a tensor on cpu, and"),
+        ((x, y.cpu()), "y is a tensor on cpu, and"),
+    ):
+        with pytest.raises(ValueError, match=words + " the kernel runs on cuda:0; move it with"):
+            kernel[8, 128](*given, 1000, 1.0)
+    with pytest.raises(TypeError, match=r"x is a tensor of torch.float32"):
+        kernel[8, 128](x.double(), y, 1000, 1.0)
+    load(ADD, emulate=True).add[8, 128](x.cpu(), y := torch.zeros(1000), 1000, 1.0)
+    assert torch.equal(y, x.cpu() + 1)
+
+
+@pytest.mark.gpu
+def test_launches_are_on_the_current_stream(add):
+    kernel, x, y = add
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(50_000_000)
+        x.add_(1000)
+        kernel[8, 128](x, y, 1000, 1.0)
+    side.synchronize()
+    assert y[0].item() == 1001
+
+
+@pytest.mark.gpu
+def test_a_graph_captures_even_a_first_launch(add):
+    kernel, x, y = add
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kernel[8, 128](x, y, 1000, 1.0)
+        kernel[8, 128, 65536 - 1024](y, y, 1000, 1.0)  # asks the driver for more, while it captures
+    assert not y.any()
+    for a in (0, 5):
+        x.fill_(a)
+        graph.replay()
+        assert (y == a + 2).all()
+
+
+@pytest.mark.gpu
+def test_a_thread_that_never_called_pytorch(add):
+    kernel, x, y = add
+    kernel[8, 128](x, y, 1000, 1.0)
+    other, errors = load(ADD + "// another").add, []
+
+    def run():
+        try:
+            kernel[8, 128](x, y, 1000, 2.0)
+            other[8, 128](y, y, 1000, 3.0)
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert not errors
+    assert torch.equal(y, x + 5)
+
+
+SHARED = """
+extern "C" __global__ void __launch_bounds__(64) reverse(const float *x, float *y, int n) {
+    extern __shared__ float kept[];
+    __shared__ float own[64];
+    own[threadIdx.x] = 1;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) kept[i] = x[i];
+    __syncthreads();
+    for (int i = threadIdx.x; i < n; i += blockDim.x) y[i] = kept[n - 1 - i] + own[i % 64];
+}
+"""
+
+
+@pytest.mark.gpu
+def test_all_the_shared_memory_of_a_block_and_no_more():
+    reverse = load(SHARED).reverse
+    most = torch.cuda.get_device_properties(0).shared_memory_per_block_optin - 256
+    x = torch.randn(most // 4, device="cuda")
+    for n in (1000, most // 4, 20000 if most > 80000 else 13000):
+        y = torch.zeros_like(x)
+        reverse[1, 64, 4 * n](x, y, n)
+        assert torch.equal(y[:n], x[:n].flip(0) + 1)
+    with pytest.raises(ValueError, match=f"256 bytes .* and {most + 4} at its launch are more than the"):
+        reverse[1, 64, most + 4](x, x, 1)
+    with pytest.raises(ValueError, match=r"has 96 threads, .* at most 64"):
+        reverse[1, 96](x, x, 1)
+
+
+FETCH = """
+extern "C" __global__ void fetch(const __grid_constant__ CUtensorMap map, float *y, int row, int column) {
+    __shared__ alignas(128) float tile[8][32];
+    __shared__ uint64_t arrived;
+    unsigned barrier = __cvta_generic_to_shared(&arrived), to = __cvta_generic_to_shared(tile);
+    if (threadIdx.x == 0) {
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier));
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "n"(1024));
+        asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                     " [%0], [%1, {%2, %3}], [%4];" ::"r"(to), "l"(&map), "r"(column), "r"(row), "r"(barrier)
+                     : "memory");
+    }
+    __syncthreads();
+    int done = 0;
+    while (!done)
+        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], 0;"
+                     " selp.s32 %0, 1, 0, p; }"
+                     : "=r"(done) : "r"(barrier) : "memory");
+    for (int i = threadIdx.x; i < 8 * 32; i += blockDim.x) y[i] = tile[i / 32][i % 32];
+}
+"""
+
+
+@pytest.mark.gpu
+def test_the_copy_engine_takes_a_tensor_map():
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("the copy engine came with compute capability 9.0")
+    x, y = torch.randn(20, 44, device="cuda"), torch.zeros(8, 32, device="cuda")
+    fetch, padded = load(FETCH).fetch, torch.nn.functional.pad(x[:, :40], (0, 32, 0, 8))
+    its_map = tensor_map(x[:, :40], (8, 32))
+    assert tensor_map(x[:, :40], (8, 32)) is its_map
+    for row, column in ((0, 0), (3, 5), (16, 20)):
+        fetch[1, 64](its_map, y, row, column)
+        assert torch.equal(y, padded[row : row + 8, column : column + 32])
+    with pytest.raises(TypeError, match="map is made by tensor_map"):
+        fetch[1, 64](x, y, 0, 0)
+
+
+def test_what_the_copy_engine_cannot_fetch():
+    x = torch.zeros(20, 44)
+    for tensor, tile, words in (
+        (x.T, (8, 32), "the last must be 1"),
+        (torch.zeros(20, 43), (8, 32), "multiples of 16"),
+        (x, (8,), "one number a dimension"),
+        (x, (8, 257), "up to 256 elements"),
+        (x, (8, 3), "its rows have a multiple of 16 bytes"),
+        (x[:, 1:], (8, 32), "must begin at a multiple of 16 bytes"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            tensor_map(tensor, tile)
+    with pytest.raises(ValueError, match="not more than the swizzle"):
+        tensor_map(x, (8, 32), swizzle=64)
+    with pytest.raises(TypeError, match=r"knows no torch.int16"):
+        tensor_map(x.short(), (8, 32))
+
+
+@pytest.mark.gpu
+def test_several_gpus():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    kernel = load(ADD).add
+    for device in ("cuda:1", "cuda:0", "cuda:1"):
+        x = torch.arange(1000.0, device=device)
+        kernel[8, 128](x, y := torch.zeros_like(x), 1000, 1.0)
+        assert torch.equal(y, x + 1) and torch.cuda.current_device() == 0
+    with pytest.raises(ValueError, match="y is a tensor on cuda:0, and the kernel runs on cuda:1"):
+        kernel[8, 128](x, y.to("cuda:0"), 1000, 1.0)
+
+
+@pytest.mark.gpu
+def test_what_an_earlier_kernel_did_wrong_is_said_to_be_its_fault():
+    program = """
+import torch
+from kernels.cuda.module import load
+k = load('extern "C" __global__ void k(float *x) { x[1] = 1; }').k
+k[1, 1](None)
+try:
+    torch.cuda.synchronize()
+except Exception:
+    pass
+k[1, 1](None)
+"""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    run = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert "RuntimeError: k: an illegal memory access" in run.stderr
+    assert "A kernel that was launched before did this" in run.stderr
