@@ -1,7 +1,7 @@
-"""The linear layer y = x Wᵀ + bias and its gradients: one launch for y, one for dx, one or two for dW and dbias.
+"""The linear layer y = x Wᵀ + bias and its gradients: a launch for y, one for dx, one or two for dW and db.
 
 `linear.cu` has the kernels: they read x, W and dy in any strides and sum in float32. Here stands what is
-checked and decided before. For tensors of one kind that is the same at every call: a plan, made once and kept.
+checked and decided before. For tensors of one kind that is the same every time: a plan, made once and kept.
 """
 
 import functools
@@ -41,7 +41,7 @@ def check_gradient(operation: str, dy: Tensor, x: Tensor, weight: Tensor) -> Non
 
 
 def times_weight(kernel: str, x: Tensor, weight: Tensor, bias: Tensor | None, n_outputs: int) -> list[Tensor]:
-    """x Wᵀ + bias by a kernel of `linear.cu` that stores it, or what it makes of it, in `n_outputs` arrays."""
+    """x Wᵀ + bias, by a kernel of `linear.cu` that stores `n_outputs` arrays: it, and what it makes of it."""
     outputs = [x.new_empty((*x.shape[:-1], weight.shape[0])) for _ in range(n_outputs)]
     if not without_data(x):
         x, bias = _rows(x), None if bias is None else bias.contiguous()
