@@ -1,0 +1,24 @@
+// Sums over the rows of an array (outer, R, C), always in the same order: the same bits in every run, which
+// atomic additions would not give, for they add in the order in which blocks happen to finish.
+#pragma once
+
+constexpr int SUM_COLUMNS = 32, SUM_SLICES = 8;  // of a block: threads side by side, and threads a column
+
+// y[column] = the sum of x[r][column] over r. Threads side by side read neighbouring columns. SUM_SLICES threads share
+// a column: each adds every so manieth row, and the first adds up what the others have.
+template <class From, class To>
+__device__ void sum_rows(const From *x, To *y, int R, int64_t stride, int C) {
+    const int slice = threadIdx.x / SUM_COLUMNS, column = blockIdx.x * SUM_COLUMNS + threadIdx.x % SUM_COLUMNS;
+    float sum = 0.0f;
+    if (column < C) {
+#pragma unroll 4
+        for (int r = slice; r < R; r += SUM_SLICES) sum += float(x[r * stride + column]);
+    }
+
+    __shared__ float of_slice[SUM_SLICES][SUM_COLUMNS];
+    of_slice[slice][threadIdx.x % SUM_COLUMNS] = sum;
+    __syncthreads();
+    if (slice > 0 || column >= C) return;
+    for (int other = 1; other < SUM_SLICES; other++) sum += of_slice[other][threadIdx.x];
+    y[column] = To(sum);
+}
