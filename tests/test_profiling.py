@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+import kernels.cuda
 from course import device, profiling
 from course.config import ModelConfig
 from course.model import Transformer
+from kernels.cuda import linear
 
 CPU_ONLY = pytest.mark.skipif(device.DEVICE.type == "cuda", reason="counts operations on a CPU")
 
@@ -59,6 +61,9 @@ def test_the_courses_own_kernels_are_of_the_kind_of_their_file():
         ("_swiglu_forward", "elementwise"),
         ("_matmul_kernel", "matrix products"),
         ("_adamw_kernel", "optimizer"),
+        ("flash_dkv", "attention"),
+        ("layernorm_backward", "norms"),
+        ("linear_forward_gelu", "matrix products"),
     ):
         assert profiling.kind(name) == kind
 
@@ -72,6 +77,11 @@ def test_every_file_with_kernels_has_a_kind():
         path = Path(importlib.import_module(f"kernels.triton.{module.name}").__file__)
         if "@triton.jit" in path.read_text() and module.name not in helpers:
             assert profiling._FILES[module.name] in profiling.KINDS
+
+
+def test_every_file_of_cuda_kernels_has_a_kind():
+    for path in Path(kernels.cuda.__file__).parent.glob("*.cu"):
+        assert profiling._FILES[path.stem] in profiling.KINDS
 
 
 @CPU_ONLY
@@ -99,6 +109,15 @@ def test_launches_are_counted_and_not_what_the_interpreter_does():
     y, saved = activations.swiglu_forward(gate, up)
     rows = profiling.operations_of(lambda: activations.swiglu_backward(y, saved))
     assert rows == [("_swiglu_backward", "elementwise", 5 * 4 * 600, 1)]
+
+
+@CPU_ONLY
+def test_emulated_launches_are_counted():
+    dy, x, weight = torch.ones(5, 3), torch.ones(5, 7), torch.ones(3, 7)
+    rows = profiling.operations_of(lambda: linear.linear_backward(dy, (x, weight, False)))
+    calls = {row.name: row.calls for row in rows}
+    assert calls == {"linear_dx": 1, "linear_dweight": 1}
+    assert {row.name: row.nbytes for row in rows}["linear_dx"] == 4 * (15 + 21 + 35)
 
 
 @CPU_ONLY
