@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from kernels.cuda import cache
 from kernels.cuda.cache import CompileError
 
@@ -127,14 +129,20 @@ def _nvrtc():
 
         nvrtc.nvrtcVersion()  # looks for the library
     except (ImportError, RuntimeError) as missing:
-        remedy = "pip install cuda-core nvidia-cuda-nvrtc nvidia-cuda-runtime"
-        if sys.platform == "darwin":
-            remedy = "there is none for macOS; kernels run with emulate=True"
         first = str(missing).strip().splitlines()[:1]
         raise RuntimeError(
-            f"CUDA C++ is compiled by NVIDIA's NVRTC, which is not installed: {remedy}. ({' '.join(first)})"
+            f"CUDA C++ is compiled by NVIDIA's NVRTC, which is missing here: {remedy()}. ({' '.join(first)})"
         ) from missing
     return Program, ProgramOptions, nvrtc
+
+
+def remedy() -> str:
+    """What to do where there is no NVRTC."""
+    if sys.platform == "darwin":
+        return "it has no package for macOS; emulate=True runs kernels on the CPU"
+    cuda_12 = "-cu12" if (torch.version.cuda or "").startswith("12.") else ""
+    core = f"'cuda-core[cu{cuda_12[3:] or 13}]>=1.2'"
+    return f"pip install {core} nvidia-cuda-nvrtc{cuda_12} nvidia-cuda-runtime{cuda_12}"
 
 
 def version() -> tuple[int, int]:
