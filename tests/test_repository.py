@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import notebooks
+from tools import notebooks, results
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -127,3 +127,8 @@ def test_requirements_are_pinned_and_cover_the_package_and_colab():
     assert needed <= {line.split("==")[0] for line in pins}
     on_colab = " ".join(re.findall(r"%pip install --quiet (.*)", notebooks.setup_cell(""))).split()
     assert set(on_colab) == needed - {"torch", "triton"}  # Colab's own fit its GPU, and stay
+
+
+def test_the_tables_of_speeds_in_the_readme_are_what_was_recorded():
+    text = (ROOT / "README.md").read_text()
+    assert results.written(text) == text, "run python tools/results.py"
