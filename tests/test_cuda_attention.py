@@ -49,7 +49,11 @@ def assert_equals_reference(way: str, arrays: tuple, choices: tuple = (), large:
         assert a is None or (a.shape == b.shape and a.dtype == arrays[0].dtype and torch.isfinite(a).all())
     # Who sees one key has the gradient 0, of which a difference of products leaves their rounding: gradients
     # are compared in units of the largest of them.
-    errors = relative_errors(got[:1], expected[:1], False) + relative_errors(got[1:], expected[1:], True)
+    errors = relative_errors(got[:1], expected[:1], False)
+    if not (
+        large and got[0].itemsize == 2
+    ):  # rounding moves a saturated softmax more than its gradient is large
+        errors += relative_errors(got[1:], expected[1:], True)
     assert max(errors) <= (10 if large else 1) * TOLERANCE[arrays[0].dtype], errors
 
 
@@ -81,8 +85,6 @@ def tiled(monkeypatch):
 @both_ways
 def test_the_contracts_cases(way, case, dtype):
     *arrays, causal, window, softmax_scale = arguments(case, dtype, DEVICE)
-    if case.large and dtype.itemsize == 2:
-        pytest.skip("rounding to two bytes moves a saturated softmax more than its gradient is large")
     assert_equals_reference(way, tuple(arrays), (causal, window, softmax_scale), case.large)
 
 
