@@ -357,8 +357,9 @@ def _with_lines(library: Library, code: ctypes.CDLL, text: str) -> str:
         if found is None:
             return f"address {match[1]} of the compiled code"
         file, line = found
+        known = any(file == other for other, _ in shown)
         shown[found] = library.line(file, line)
-        return f"{file} line {line}"
+        return f"line {line}" if known else f"{file} line {line}"
 
     text = re.sub(r"@\((0x[0-9a-f]+)\)", name, text)
     return "\n".join([text, *(f"    {line} | {source}" for (_, line), source in shown.items() if source)])

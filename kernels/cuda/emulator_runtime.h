@@ -103,6 +103,7 @@ struct Worker {
     Launch *launch;
     Thread threads[MOST_THREADS];
     Thread *current;
+    Thread *suspect;  // has read what nobody has written; whoever writes it later, without a barrier, is in a race
     uint64_t block_number, packed_block;
     Index block;
     void *scheduler;                           // where run_block() waits while fibers run
@@ -140,6 +141,7 @@ extern std::atomic<bool> interrupted;  // Ctrl-C
 void note(const std::string &error);
 [[noreturn]] void fail(const void *place, const std::string &what);
 [[noreturn]] void leave();
+void give_way(bool newest_first);
 std::string format(const char *text, ...) __attribute__((format(printf, 1, 2)));
 std::string text_of(const Index &index);
 std::string place(const void *address);
