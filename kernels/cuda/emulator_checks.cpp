@@ -172,11 +172,11 @@ static std::string size_of(const SharedArray &a, uint64_t bytes) {
     return std::string(a.name) + " has " + shape + (n == 1 ? " element." : " elements.");
 }
 
-std::string place(const void *address) {  // as it stands in the file of the library
+std::string place(const void *address, int line) {  // as it stands in the file of the library
     Dl_info its{};
-    if (!address || !dladdr(address, &its)) return "a place unknown";
-    return format("@(0x%llx)", static_cast<unsigned long long>(static_cast<const char *>(address) -
-                                                               static_cast<const char *>(its.dli_fbase)));
+    if (!dladdr(address, &its)) return "a place unknown";
+    int64_t offset = static_cast<const char *>(address) - static_cast<const char *>(its.dli_fbase);
+    return format("@(0x%llx:%d)", static_cast<unsigned long long>(offset), line);
 }
 
 static const char *verb(bool write) { return write ? "writes " : "reads "; }
@@ -380,6 +380,7 @@ static inline void check_shared(Worker &w, const char *address, unsigned bytes, 
         if (__builtin_expect((!write || atomic) && (written & mask) != mask, 0)) {
             if (!w.suspect) w.suspect = w.current;
             give_way(false);  // until nobody else can go on
+            w.suspect = nullptr;
             if ((written & mask) != mask) fail(place, "reads " + name() + ", to which no thread has written.");
         }
         now.bytes = mask;
@@ -460,7 +461,7 @@ EXPORT void __tsan_func_exit() {}
 EXPORT void __tsan_func_entry(void *) {
     char here;
     if (worker && worker->current && &here < worker->current->stack + STACK / 4)
-        fail(CALLER, "needs more local memory than the emulator's stack for a thread has. Does it call itself?");
+        fail(CALLER, TOO_DEEP);
 }
 
 // -fsanitize=bounds and integer-divide-by-zero; the compiler knows the sizes of arrays.
@@ -481,6 +482,10 @@ struct OutOfBounds {
 EXPORT void __ubsan_handle_out_of_bounds(const OutOfBounds *what, uint64_t index) {
     unsigned bits = 1u << (what->index->info >> 1);
     int64_t value = what->index->info & 1 && bits == 32 ? int32_t(index) : int64_t(index);
-    fail(CALLER, format("index %lld is out of bounds of %s.", static_cast<long long>(value), what->array->name));
+    std::string type = what->array->name;  // 'float [33]', or 'Name' (aka 'float[33]')
+    type = type.substr(0, type.rfind('\''));
+    type = type.substr(type.rfind('\'') + 1);
+    type.erase(std::remove(type.begin(), type.end(), ' '), type.end());
+    fail(CALLER, format("index %lld is out of bounds of an array %s.", static_cast<long long>(value), type.c_str()));
 }
 EXPORT void __ubsan_handle_divrem_overflow(const void *, uint64_t, uint64_t) { fail(CALLER, "divides by zero."); }

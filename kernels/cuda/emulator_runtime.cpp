@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <ucontext.h>
 
 #include <algorithm>
 #include <chrono>
@@ -190,7 +191,7 @@ static void explain_waiting() {
         text += (text.empty() ? ": thread " : "; thread ") + text_of(t.index);
         if (many) text += format(" and %u more", g.others);
         if (t.state == AT_BARRIER)
-            text += (many ? " wait at __syncthreads in " : " waits at __syncthreads in ") + place(t.place);
+            text += (many ? " wait at __syncthreads in " : " waits at __syncthreads in ") + place(t.place, t.line);
         else if (t.state == IN_WARP)
             text += format(many ? " wait in %s with mask 0x%x in " : " waits in %s with mask 0x%x in ",
                            COLLECTIVES[t.collective], t.mask) + place(t.place);
@@ -452,7 +453,21 @@ static void work(Launch *launch, int helpers) {
 }
 
 // While kernels run, Ctrl-C asks them to stop, and a fault is the error of the thread that made it.
-static void on_signal(int signal, siginfo_t *about, void *) {
+static void *interrupted_at(void *context) {
+    auto &machine = static_cast<ucontext_t *>(context)->uc_mcontext;
+#if defined(__APPLE__) && defined(__x86_64__)
+    uint64_t at = machine->__ss.__rip;
+#elif defined(__APPLE__)
+    uint64_t at = machine->__ss.__pc;
+#elif defined(__x86_64__)
+    uint64_t at = machine.gregs[REG_RIP];
+#else
+    uint64_t at = machine.pc;
+#endif
+    return reinterpret_cast<void *>(at + 1);  // as if it were the place to which a call returns
+}
+
+static void on_signal(int signal, siginfo_t *about, void *context) {
     if (signal == SIGINT) {
         interrupted = true;
         return;
@@ -464,10 +479,11 @@ static void on_signal(int signal, siginfo_t *about, void *) {
         return;
     }
     char *address = static_cast<char *>(about->si_addr), *stack = worker->current->stack;
-    if (signal == SIGFPE) fail(nullptr, "divides by zero.");
-    if (address >= stack - STACK && address < stack + STACK / 8)
-        fail(nullptr, "needs more local memory than the emulator's stack for a thread has.");
-    fail(nullptr, format("touches the address %p, where there is nothing.", static_cast<void *>(address)));
+    void *place = interrupted_at(context);
+    if (signal == SIGFPE) fail(place, "divides by zero.");
+    if (address >= stack - STACK && address < stack + STACK / 8) fail(place, TOO_DEEP);
+    fail(place, format("touches the address 0x%llx, where there is nothing.",
+                       reinterpret_cast<unsigned long long>(address)));
 }
 
 static const int SIGNALS[] = {SIGINT, SIGSEGV, SIGBUS, SIGFPE};
