@@ -103,7 +103,7 @@ def composed_attention_forward(
     y = q.new_empty(q.shape)
     for heads in _sharing(H, H_kv):  # one query head of each group: as many as there are heads of k and v
         matmul(_heads(q[:, :, heads]), _heads(k).mT, out=p[:, heads], alpha=softmax_scale)
-    if p.numel() and not without_data(q):
+    if lse.numel() and not without_data(q):
         softmax = module("attention.cu", q.dtype).masked_softmax_forward[cdiv(B * H * T, 4), 128]
         sink_values = None if sink is None else sink.contiguous()
         softmax(p, sink_values, lse, B * H * T, H, T, S, *_reach(causal, window, T, S))
@@ -121,7 +121,7 @@ def composed_attention_backward(dy: Tensor, saved: tuple):
     ds = torch.empty_like(p)
     for heads in _sharing(H, H_kv):
         matmul(_heads(dy[:, :, heads]), _heads(v).mT, out=ds[:, heads])  # dp, until the softmax's backward
-    if p.numel() and not without_data(q):
+    if lse.numel() and not without_data(q):
         softmax = module("attention.cu", q.dtype).masked_softmax_backward[cdiv(B * H * T, 4), 128]
         softmax(ds, p, delta, B * H * T, S)
     for i, heads in enumerate(_sharing(H, H_kv)):
