@@ -3,36 +3,10 @@
 // There is next to nothing to compute, so the time is that of moving the numbers. A thread takes VECTOR neighbours of
 // the result, 16 bytes: with fewer the GPU would be busy asking for memory before memory is busy delivering.
 #include "gelu.cuh"
+#include "neighbours.cuh"
 #include "sums.cuh"
 
-#ifndef VECTOR
-#define VECTOR 1
-#endif
-
 constexpr int BLOCK = SUM_COLUMNS * SUM_SLICES;
-
-template <class T>
-struct alignas(VECTOR * sizeof(T)) Neighbours {
-    T x[VECTOR];
-};
-
-// The place of a thread's first number in arrays without gaps.
-__device__ int64_t first_number() { return (int64_t(blockIdx.x) * BLOCK + threadIdx.x) * VECTOR; }
-
-__device__ Neighbours<scalar> read(const scalar *x) { return *reinterpret_cast<const Neighbours<scalar> *>(x); }
-__device__ void write(scalar *y, Neighbours<scalar> numbers) { *reinterpret_cast<Neighbours<scalar> *>(y) = numbers; }
-
-// Neighbours in arrays without gaps, n numbers in all. VECTOR may not divide n: then the last few go one by one.
-__device__ Neighbours<scalar> read_some(const scalar *x, int64_t i, int64_t n) {
-    if (i + VECTOR <= n) return read(x + i);
-    Neighbours<scalar> some = {};
-    for (int j = 0; i + j < n; j++) some.x[j] = x[i + j];
-    return some;
-}
-__device__ void write_some(scalar *y, int64_t i, int64_t n, Neighbours<scalar> numbers) {
-    if (i + VECTOR <= n) return write(y + i, numbers);
-    for (int j = 0; i + j < n; j++) y[i + j] = numbers.x[j];
-}
 
 // ---- y = a + b and y = a b, with broadcasting
 //
@@ -96,9 +70,11 @@ extern "C" __global__ void __launch_bounds__(BLOCK) sum_parts(const float *parts
     sum_piece(parts, y, R, C, R);
 }
 
-// ---- GELU and SwiGLU
+// ---- GELU and SwiGLU, of n numbers without gaps
 //
 // The backward passes compute the sigmoid again: to save it would cost as much memory traffic as the forward pass has.
+
+__device__ int64_t first_number() { return (int64_t(blockIdx.x) * BLOCK + threadIdx.x) * VECTOR; }
 
 extern "C" __global__ void __launch_bounds__(BLOCK) gelu_forward(const scalar *x, scalar *y, int64_t n) {
     const int64_t i = first_number();

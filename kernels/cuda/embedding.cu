@@ -3,19 +3,15 @@
 // Many tokens have one id, and their gradients add up in one row. With atomic additions they would do so in the order
 // in which threads happen to arrive, and floats added in another order give other bits. So it is not the tokens that
 // look for their rows: each row looks for its tokens, and finds them in the order of their places.
-#ifndef VECTOR
-#define VECTOR 1  // neighbours that a lane moves at once: they divide C
-#define PIECES 1  // how often it does so
+#include "neighbours.cuh"  // VECTOR divides C
+
+#ifndef PIECES
+#define PIECES 1  // of a row, VECTOR numbers each, that a lane adds up
 #endif
 
 constexpr int WARPS = 8, BLOCK = 32 * WARPS;
 constexpr int STEP = 32 * VECTOR, COLUMNS = PIECES * STEP;
 constexpr int AHEAD = 4;  // loads of ids on their way at a time
-
-template <class T>
-struct alignas(VECTOR * sizeof(T)) Neighbours {
-    T x[VECTOR];
-};
 
 // y[place] = weight[ids[place]], a warp a place. An id that is not in the table has no numbers.
 extern "C" __global__ void __launch_bounds__(BLOCK)
@@ -27,8 +23,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
         Neighbours<scalar> numbers;
 #pragma unroll
         for (int i = 0; i < VECTOR; i++) numbers.x[i] = scalar(nanf(""));
-        if (id >= 0 && id < V) numbers = *reinterpret_cast<const Neighbours<scalar> *>(weight + id * C + column);
-        *reinterpret_cast<Neighbours<scalar> *>(y + place * C + column) = numbers;
+        if (id >= 0 && id < V) numbers = read(weight + id * C + column);
+        write(y + place * C + column, numbers);
     }
 }
 
@@ -56,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) embedding_backward(
                 for (int p = 0; p < PIECES; p++) {
                     const int column = first_column + p * STEP;
                     if (column >= C) continue;
-                    const auto numbers = *reinterpret_cast<const Neighbours<scalar> *>(dy + place * dy_stride + column);
+                    const auto numbers = read(dy + place * dy_stride + column);
 #pragma unroll
                     for (int i = 0; i < VECTOR; i++) sum[p][i] += float(numbers.x[i]);
                 }

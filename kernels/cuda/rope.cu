@@ -3,19 +3,9 @@
 //     y1 = x1 cos - x2 sin        y2 = x2 cos + x1 sin        (Su et al., 2021)
 //
 // and turned back by the same with -sin: the backward pass.
-#ifndef VECTOR
-#define VECTOR 1  // pairs side by side that a thread turns: they divide D/2
-#endif
+#include "neighbours.cuh"  // pairs side by side that a thread turns: VECTOR divides D/2
 
 constexpr int BLOCK = 256;
-
-template <class T>
-struct alignas(VECTOR * sizeof(T)) Neighbours {
-    T x[VECTOR];
-};
-
-__device__ Neighbours<scalar> read(const scalar *x) { return *reinterpret_cast<const Neighbours<scalar> *>(x); }
-__device__ void write(scalar *y, Neighbours<scalar> numbers) { *reinterpret_cast<Neighbours<scalar> *>(y) = numbers; }
 
 // x (B, T, H, D) of any strides but the last, cos and sin (T, D/2), y without gaps. Threads side by side take groups
 // of pairs side by side. groups = B T H (D/2) / VECTOR.
