@@ -149,5 +149,5 @@ extern "C" __global__ void __launch_bounds__(BLOCK) rmsnorm_backward(
 // The gradients of weight (blockIdx.y 0) and bias (1) from the sums of every block.
 extern "C" __global__ void __launch_bounds__(SUM_COLUMNS * SUM_SLICES)
     sum_parts(const float *parts, scalar *dweight, scalar *dbias, int n_parts, int C) {
-    sum_rows(parts + blockIdx.y * C, blockIdx.y == 0 ? dweight : dbias, n_parts, int64_t(2) * C, C);
+    sum_rows(parts + blockIdx.y * C, blockIdx.y == 0 ? dweight : dbias, n_parts, int64_t(2) * C, C, blockIdx.x);
 }

@@ -10,12 +10,12 @@
 // After PIECES such steps the threads hold CHUNK numbers. The host makes that the whole row, but for the widest ones.
 // Where rows do not begin at multiples of 16 bytes it takes VECTOR 1, else a VECTOR that divides C.
 #pragma once
+#include "neighbours.cuh"
 
 #ifndef ROW_THREADS
 #define ROW_THREADS 32  // or more, for wider rows: then they are the whole block
 #define BLOCK_ROWS 4    // rows that a block works on at a time
 #define PIECES 1
-#define VECTOR 1
 #endif
 
 constexpr int STEP = ROW_THREADS * VECTOR, CHUNK = PIECES * STEP, ROW_WARPS = ROW_THREADS / 32;
@@ -40,12 +40,6 @@ __device__ void each(int start, int C, Use use) {
         }
 }
 
-// Neighbours that one instruction moves: the compiler must know that they begin at a multiple of their size.
-template <class T>
-struct alignas(VECTOR * sizeof(T)) Neighbours {
-    T x[VECTOR];
-};
-
 // This thread's numbers of a chunk, as they are in memory. Whoever asks for them early, and uses them late, has
 // something else to do while they are on their way.
 template <class T>
@@ -55,8 +49,7 @@ struct Fetched {
     __device__ void fetch(const T *row, int start, int C) {
 #pragma unroll
         for (int p = 0; p < PIECES; p++)
-            if (start + column_of(p) < C)
-                pieces[p] = *reinterpret_cast<const Neighbours<T> *>(row + start + column_of(p));
+            if (start + column_of(p) < C) pieces[p] = read(row + start + column_of(p));
     }
 };
 
@@ -86,7 +79,7 @@ struct Part {
                 Neighbours<T> piece;
 #pragma unroll
                 for (int i = 0; i < VECTOR; i++) piece.x[i] = T(x[p][i]);
-                *reinterpret_cast<Neighbours<T> *>(row + start + column_of(p)) = piece;
+                write(row + start + column_of(p), piece);
             }
     }
 };

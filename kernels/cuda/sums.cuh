@@ -4,11 +4,13 @@
 
 constexpr int SUM_COLUMNS = 32, SUM_SLICES = 8;  // of a block: threads side by side, and threads a column
 
-// y[column] = the sum of x[r][column] over r. Threads side by side read neighbouring columns. SUM_SLICES threads share
-// a column: each adds every so manieth row, and the first adds up what the others have.
+// y[column] = the sum of x[r][column] over r, for the block's columns: block `block` of those that share all C. Threads
+// side by side read neighbouring columns. SUM_SLICES threads share a column: each adds every so manieth row, and the
+// first adds up what the others have.
 template <class From, class To>
-__device__ void sum_rows(const From *x, To *y, int R, int64_t stride, int C) {
-    const int slice = threadIdx.x / SUM_COLUMNS, column = blockIdx.x * SUM_COLUMNS + threadIdx.x % SUM_COLUMNS;
+__device__ void sum_rows(const From *x, To *y, int R, int64_t stride, int C, int block) {
+    const int slice = threadIdx.x / SUM_COLUMNS, lane = threadIdx.x % SUM_COLUMNS;
+    const int column = block * SUM_COLUMNS + lane;
     float sum = 0.0f;
     if (column < C) {
 #pragma unroll 4
@@ -16,9 +18,9 @@ __device__ void sum_rows(const From *x, To *y, int R, int64_t stride, int C) {
     }
 
     __shared__ float of_slice[SUM_SLICES][SUM_COLUMNS];
-    of_slice[slice][threadIdx.x % SUM_COLUMNS] = sum;
+    of_slice[slice][lane] = sum;
     __syncthreads();
     if (slice > 0 || column >= C) return;
-    for (int other = 1; other < SUM_SLICES; other++) sum += of_slice[other][threadIdx.x];
+    for (int other = 1; other < SUM_SLICES; other++) sum += of_slice[other][lane];
     y[column] = To(sum);
 }
