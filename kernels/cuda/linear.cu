@@ -1,0 +1,110 @@
+// A linear layer y = x W^T + bias and its gradients, each one product, finished where it is computed:
+//
+//     y = x W^T + bias        dx = dy W        dW = dy^T x        dbias = the row sums of dy^T
+//
+// x is (rows, C_in), W is (C_out, C_in). What the product is of decides which strides are passed as whose;
+// what becomes of a sum before it is stored (a bias, a GELU, a GELU's slope) costs no trip to memory.
+#include "gelu.cuh"
+#include "product.cuh"
+
+__device__ void add_bias(float *four, const scalar *bias, int column, int C_out) {
+    if (bias == nullptr) return;
+    const Four<scalar> b = read_four(bias + column, C_out - column);
+#pragma unroll
+    for (int i = 0; i < 4; i++) four[i] += float(b.x[i]);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) linear_forward(
+    const scalar *x, int x_row, int x_column, const scalar *weight, int w_row, int w_column, const scalar *bias,
+    scalar *y, int rows, int C_out, int C_in) {
+    Tile<> tile(corner(blockIdx.x, rows, C_out));
+    tile.multiply({x, rows, x_row, x_column}, {weight, C_out, w_row, w_column}, 0, C_in);
+    tile.finish(rows, C_out, [&](float *sums, int row, int column) {
+        add_bias(sums, bias, column, C_out);
+        write_four(y + int64_t(row) * C_out + column, C_out - column, sums);
+    });
+}
+
+// pre = x W^T + bias, which the backward pass needs, and h = gelu(pre), both stored from the registers.
+extern "C" __global__ void __launch_bounds__(THREADS) linear_gelu_forward(
+    const scalar *x, int x_row, int x_column, const scalar *weight, int w_row, int w_column, const scalar *bias,
+    scalar *pre, scalar *h, int rows, int C_out, int C_in) {
+    Tile<> tile(corner(blockIdx.x, rows, C_out));
+    tile.multiply({x, rows, x_row, x_column}, {weight, C_out, w_row, w_column}, 0, C_in);
+    tile.finish(rows, C_out, [&](float *sums, int row, int column) {
+        const int64_t place = int64_t(row) * C_out + column;
+        add_bias(sums, bias, column, C_out);
+        write_four(pre + place, C_out - column, sums);
+#pragma unroll
+        for (int i = 0; i < 4; i++) sums[i] = gelu(sums[i]);
+        write_four(h + place, C_out - column, sums);
+    });
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) linear_dx(
+    const scalar *dy, int dy_row, int dy_column, const scalar *weight, int w_row, int w_column, scalar *dx, int rows,
+    int C_out, int C_in) {
+    Tile<> tile(corner(blockIdx.x, rows, C_in));
+    tile.multiply({dy, rows, dy_row, dy_column}, {weight, C_in, w_column, w_row}, 0, C_out);
+    tile.finish(rows, C_in, [&](float *sums, int row, int column) {
+        write_four(dx + int64_t(row) * C_in + column, C_in - column, sums);
+    });
+}
+
+// dpre = (dy W) gelu'(pre): the gradient of h never stands in memory.
+extern "C" __global__ void __launch_bounds__(THREADS) linear_gelu_dx(
+    const scalar *dy, int dy_row, int dy_column, const scalar *weight, int w_row, int w_column, const scalar *pre,
+    scalar *dpre, int rows, int C_out, int C_in) {
+    Tile<> tile(corner(blockIdx.x, rows, C_in));
+    tile.multiply({dy, rows, dy_row, dy_column}, {weight, C_in, w_column, w_row}, 0, C_out);
+    tile.finish(rows, C_in, [&](float *sums, int row, int column) {
+        const int64_t place = int64_t(row) * C_in + column;
+        const Four<scalar> p = read_four(pre + place, C_in - column);
+#pragma unroll
+        for (int i = 0; i < 4; i++) sums[i] *= gelu_slope(float(p.x[i]));
+        write_four(dpre + place, C_in - column, sums);
+    });
+}
+
+// dW = dy^T x sums over all rows, of which there are many, into a matrix that may be small. So that there is
+// work for the whole GPU, blockIdx.y tells which k_part rows a block sums; with several, the sums go to parts
+// (gridDim.y, C_out C_in + C_out), the bias's after the weight's, and `sum_dweight` adds those.
+extern "C" __global__ void __launch_bounds__(THREADS) linear_dweight(
+    const scalar *dy, int dy_row, int dy_column, const scalar *x, int x_row, int x_column, scalar *dweight,
+    scalar *dbias, float *parts, int k_part, int rows, int C_out, int C_in) {
+    const int k_begin = blockIdx.y * k_part;
+    Tile<true> tile(corner(blockIdx.x, C_out, C_in));
+    tile.multiply({dy, C_out, dy_column, dy_row}, {x, C_in, x_column, x_row}, k_begin, min(rows, k_begin + k_part));
+
+    float *part = parts + blockIdx.y * (int64_t(C_out) * C_in + C_out);
+    tile.finish(C_out, C_in, [&](float *sums, int row, int column) {
+        const int64_t place = int64_t(row) * C_in + column;
+        if (parts == nullptr)
+            write_four(dweight + place, C_in - column, sums);
+        else
+            write_four(part + place, C_in - column, sums);
+    });
+    if (dbias == nullptr || tile.column > 0 || tile.n > 0) return;  // one thread a row
+#pragma unroll
+    for (int i = 0; i < THREAD_M; i++) {
+        const int row = tile.row + share<THREADS_M>(tile.m, i);
+        if (row >= C_out) continue;
+        if (parts == nullptr)
+            dbias[row] = scalar(tile.row_sums[i]);
+        else
+            part[int64_t(C_out) * C_in + row] = tile.row_sums[i];
+    }
+}
+
+// The parts added in their order, one thread a number: the same bits in every run.
+extern "C" __global__ void sum_dweight(
+    const float *parts, int n_parts, scalar *dweight, scalar *dbias, int64_t n_weights, int C_out) {
+    const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, stride = n_weights + C_out;
+    if (i >= (dbias == nullptr ? n_weights : stride)) return;
+    float sum = 0.0f;
+    for (int part = 0; part < n_parts; part++) sum += parts[part * stride + i];
+    if (i < n_weights)
+        dweight[i] = scalar(sum);
+    else
+        dbias[i - n_weights] = scalar(sum);
+}
