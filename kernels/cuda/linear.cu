@@ -15,8 +15,8 @@ __device__ void add_bias(float *four, const scalar *bias, int column, int C_out)
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) linear_forward(
-    const scalar *x, int x_row, int x_column, const scalar *weight, int w_row, int w_column, const scalar *bias,
-    scalar *y, int rows, int C_out, int C_in) {
+    const scalar *x, const scalar *weight, const scalar *bias, scalar *y, int x_row, int x_column, int w_row,
+    int w_column, int rows, int C_out, int C_in) {
     Tile<> tile(corner(blockIdx.x, rows, C_out));
     tile.multiply({x, rows, x_row, x_column}, {weight, C_out, w_row, w_column}, 0, C_in);
     tile.finish(rows, C_out, [&](float *sums, int row, int column) {
@@ -26,9 +26,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear_forward(
 }
 
 // pre = x W^T + bias, which the backward pass needs, and h = gelu(pre), both stored from the registers.
-extern "C" __global__ void __launch_bounds__(THREADS) linear_gelu_forward(
-    const scalar *x, int x_row, int x_column, const scalar *weight, int w_row, int w_column, const scalar *bias,
-    scalar *pre, scalar *h, int rows, int C_out, int C_in) {
+extern "C" __global__ void __launch_bounds__(THREADS) linear_forward_gelu(
+    const scalar *x, const scalar *weight, const scalar *bias, scalar *pre, scalar *h, int x_row, int x_column,
+    int w_row, int w_column, int rows, int C_out, int C_in) {
     Tile<> tile(corner(blockIdx.x, rows, C_out));
     tile.multiply({x, rows, x_row, x_column}, {weight, C_out, w_row, w_column}, 0, C_in);
     tile.finish(rows, C_out, [&](float *sums, int row, int column) {
@@ -42,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear_gelu_forward(
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) linear_dx(
-    const scalar *dy, int dy_row, int dy_column, const scalar *weight, int w_row, int w_column, scalar *dx, int rows,
+    const scalar *dy, const scalar *weight, scalar *dx, int dy_row, int dy_column, int w_row, int w_column, int rows,
     int C_out, int C_in) {
     Tile<> tile(corner(blockIdx.x, rows, C_in));
     tile.multiply({dy, rows, dy_row, dy_column}, {weight, C_in, w_column, w_row}, 0, C_out);
@@ -52,9 +52,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear_dx(
 }
 
 // dpre = (dy W) gelu'(pre): the gradient of h never stands in memory.
-extern "C" __global__ void __launch_bounds__(THREADS) linear_gelu_dx(
-    const scalar *dy, int dy_row, int dy_column, const scalar *weight, int w_row, int w_column, const scalar *pre,
-    scalar *dpre, int rows, int C_out, int C_in) {
+extern "C" __global__ void __launch_bounds__(THREADS) linear_dx_gelu(
+    const scalar *dy, const scalar *weight, const scalar *pre, scalar *dpre, int dy_row, int dy_column, int w_row,
+    int w_column, int rows, int C_out, int C_in) {
     Tile<> tile(corner(blockIdx.x, rows, C_in));
     tile.multiply({dy, rows, dy_row, dy_column}, {weight, C_in, w_column, w_row}, 0, C_out);
     tile.finish(rows, C_in, [&](float *sums, int row, int column) {
@@ -66,39 +66,42 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear_gelu_dx(
     });
 }
 
+template <class T>
+__device__ void store_gradients(Tile<true> &tile, T *dweight, T *dbias, int C_out, int C_in) {
+    tile.finish(C_out, C_in, [&](const float *sums, int row, int column) {
+        write_four(dweight + int64_t(row) * C_in + column, C_in - column, sums);
+    });
+    // Every tile in a row of tiles has summed the same rows of dy^T, and every thread in a row of threads.
+    if (dbias == nullptr || tile.column > 0 || tile.n > 0) return;
+#pragma unroll
+    for (int i = 0; i < THREAD_M; i++) {
+        const int row = tile.row + share<THREADS_M>(tile.m, i);
+        if (row < C_out) dbias[row] = T(tile.row_sums[i]);
+    }
+}
+
 // dW = dy^T x sums over all rows, of which there are many, into a matrix that may be small. So that there is
 // work for the whole GPU, blockIdx.y tells which k_part rows a block sums; with several, the sums go to parts
 // (gridDim.y, C_out C_in + C_out), the bias's after the weight's, and `sum_dweight` adds those.
 extern "C" __global__ void __launch_bounds__(THREADS) linear_dweight(
-    const scalar *dy, int dy_row, int dy_column, const scalar *x, int x_row, int x_column, scalar *dweight,
-    scalar *dbias, float *parts, int k_part, int rows, int C_out, int C_in) {
+    const scalar *dy, const scalar *x, scalar *dweight, scalar *dbias, float *parts, int dy_row, int dy_column,
+    int x_row, int x_column, int k_part, int rows, int C_out, int C_in) {
     const int k_begin = blockIdx.y * k_part;
     Tile<true> tile(corner(blockIdx.x, C_out, C_in));
     tile.multiply({dy, C_out, dy_column, dy_row}, {x, C_in, x_column, x_row}, k_begin, min(rows, k_begin + k_part));
 
-    float *part = parts + blockIdx.y * (int64_t(C_out) * C_in + C_out);
-    tile.finish(C_out, C_in, [&](float *sums, int row, int column) {
-        const int64_t place = int64_t(row) * C_in + column;
-        if (parts == nullptr)
-            write_four(dweight + place, C_in - column, sums);
-        else
-            write_four(part + place, C_in - column, sums);
-    });
-    if (dbias == nullptr || tile.column > 0 || tile.n > 0) return;  // one thread a row
-#pragma unroll
-    for (int i = 0; i < THREAD_M; i++) {
-        const int row = tile.row + share<THREADS_M>(tile.m, i);
-        if (row >= C_out) continue;
-        if (parts == nullptr)
-            dbias[row] = scalar(tile.row_sums[i]);
-        else
-            part[int64_t(C_out) * C_in + row] = tile.row_sums[i];
+    if (parts == nullptr) {
+        store_gradients(tile, dweight, dbias, C_out, C_in);
+    } else {
+        const int64_t n_weights = int64_t(C_out) * C_in;
+        float *part = parts + blockIdx.y * (n_weights + C_out);
+        store_gradients(tile, part, dbias == nullptr ? nullptr : part + n_weights, C_out, C_in);
     }
 }
 
 // The parts added in their order, one thread a number: the same bits in every run.
 extern "C" __global__ void sum_dweight(
-    const float *parts, int n_parts, scalar *dweight, scalar *dbias, int64_t n_weights, int C_out) {
+    const float *parts, scalar *dweight, scalar *dbias, int n_parts, int64_t n_weights, int C_out) {
     const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, stride = n_weights + C_out;
     if (i >= (dbias == nullptr ? n_weights : stride)) return;
     float sum = 0.0f;

@@ -33,7 +33,7 @@ struct alignas(4 * sizeof(T)) Four {
 
 template <class T>
 __device__ bool in_one_piece(const T *place, int count) {
-    return count >= 4 && reinterpret_cast<uintptr_t>(place) % sizeof(Four<T>) == 0;
+    return count >= 4 && reinterpret_cast<uint64_t>(place) % sizeof(Four<T>) == 0;
 }
 
 // The first `count` of four numbers at `place`, and zeros for the others.

@@ -1,0 +1,85 @@
+"""What every operation of this engine does before its kernels run: check, load, look at the GPU."""
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
+
+from kernels.cuda.module import Module, load
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Like(NamedTuple):
+    """What of a tensor decides how it is computed with: a plan that is made for it can be kept."""
+
+    shape: tuple
+    strides: tuple
+    dtype: torch.dtype
+    device: torch.device
+
+
+def like(x: Tensor | None) -> Like | None:
+    return None if x is None else Like(x.shape, x.stride(), x.dtype, x.device)
+
+
+def without_data(x: Tensor) -> bool:
+    """Whether x is a shape only, under `torch.compile`'s tracing: an operation then allocates, and launches
+    nothing."""
+    return isinstance(x, FakeTensor)
+
+
+def check(operation: str, *tensors) -> None:
+    """All tensors (or what `like` says of them) on one device, all floating-point ones of one of `DTYPES`.
+
+    Raises `TypeError` for dtypes, `ValueError` for devices, `RuntimeError` for a tensor on the CPU of a
+    machine with a GPU. An input that is None is left out.
+    """
+    tensors = [x for x in tensors if x is not None]
+    device = tensors[0].device
+    for x in tensors:
+        if x.device != device:
+            raise ValueError(f"{operation}: tensors on {device} and on {x.device}; put all on one device.")
+    floats = dict.fromkeys(x.dtype for x in tensors if x.dtype.is_floating_point)
+    for dtype in floats:
+        if dtype not in DTYPES:
+            raise TypeError(
+                f"{operation}: the cuda engine computes in float32, bfloat16 and float16, not in "
+                f"{str(dtype).removeprefix('torch.')}; convert its tensors."
+            )
+    if len(floats) > 1:
+        raise TypeError(
+            f"{operation}: tensors of {' and of '.join(map(str, floats))}; convert all to one dtype."
+        )
+    if device.type not in ("cuda", "cpu"):
+        raise ValueError(f"{operation}: the cuda engine has no kernels for tensors on {device}.")
+    if device.type == "cpu" and not emulated():
+        raise RuntimeError(
+            f"{operation}: these tensors are on the CPU, and this machine has a GPU: move them there with "
+            '.to("cuda").'
+        )
+
+
+@functools.cache
+def emulated() -> bool:
+    """Whether kernels run on the CPU here."""
+    return not torch.cuda.is_available()
+
+
+@functools.cache
+def module(file: str, dtype: torch.dtype = torch.float32, **macros: int) -> Module:
+    """The kernels of a file, compiled with `scalar` for `dtype`, loaded once."""
+    return load(file, scalar=dtype, **macros)
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """How many blocks must run to keep the whole GPU busy; the emulator plays a small one."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
