@@ -4,6 +4,8 @@
 The sources are separate on purpose: each can be read alone, beside the one before it.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -37,6 +39,12 @@ class Rung(NamedTuple):
     def source(self) -> str:
         return f"ladder/{self.name}.cu"
 
+    def runs_on(self, capability: int, dtype: torch.dtype) -> bool:
+        """Whether a GPU of that compute capability, 75 for 7.5, runs it on that dtype."""
+        first, last = self.capability
+        fits = first <= capability and (last is None or capability <= last)
+        return fits and (dtype != torch.bfloat16 or capability >= 80)
+
 
 RUNGS = (
     Rung("naive", "one thread computes one element", (32, 32), (32, 32)),
@@ -45,7 +53,7 @@ RUNGS = (
     Rung("registers_1d", "a thread computes 8 elements of a column", (64, 64), (512,)),
     Rung("registers_2d", "a thread computes 8 x 8 elements", (128, 128), (256,)),
     Rung("vectors", "16 bytes a load", (128, 128), (256,)),
-    Rung("pipeline", "copies run ahead of the arithmetic; 8 x 16 elements a thread", (128, 128), (128,), 55296),
+    Rung("pipeline", "copies run ahead; 8 x 16 elements a thread", (128, 128), (128,), 55296),
     Rung(
         "tensor_cores", "mma.sync: a warp multiplies 16 x 8 x 16 in one instruction",
         (128, 128), (128,), 65536, HALVES,
@@ -62,7 +70,7 @@ def matmul(rung: str | Rung, a: Tensor, b: Tensor) -> Tensor:
     """C = A B by one rung of the ladder. a `(M, K)` and b `(K, N)` row-major -> `(M, N)`, of their dtype.
 
     Any sizes. The last two rungs read rows that begin at multiples of 16 bytes: operands with other rows are
-    copied first, into rows with zeros at their ends. Without a GPU the emulator runs it, where it can.
+    copied first, into rows with zeros at their ends. Without a GPU the emulator runs a rung, if it can.
 
     Raises `ValueError` for an unknown rung, for shapes that do not fit and for different devices, `TypeError`
     for dtypes that the rung does not have, `RuntimeError` for a GPU that it cannot run on.
@@ -75,22 +83,33 @@ def matmul(rung: str | Rung, a: Tensor, b: Tensor) -> Tensor:
     (M, K), N = a.shape, b.shape[1]
     if 0 in (M, N, K):
         return a.new_zeros(M, N)
-    if a.dtype == torch.float32:
-        a, b = a.contiguous(), b.contiguous()
-        c = a.new_empty(M, N)
-    else:
-        a, b = _rows_of_16_bytes(a), _rows_of_16_bytes(b)
-        c = a.new_empty(M, b.shape[1])
-    kernel = _module(rung, a.dtype, a.is_cuda).matmul
-    tile_m, tile_n = rung.tile
+    launch, c = prepare(rung, a, b)
+    launch()
+    return c.contiguous()
+
+
+def prepare(rung: Rung, a: Tensor, b: Tensor) -> tuple[Callable[[], None], Tensor]:
+    """-> what launches the kernel, once and once more, and the C that it writes, its rows perhaps padded."""
+    (M, K), N = a.shape, b.shape[1]
+    width = 1 if a.dtype == torch.float32 else 8
+    a, b = _rows(a, width), _rows(b, width)
+    c = a.new_empty(M, b.shape[1])
+    kernel = module(rung, a.dtype, not a.is_cuda).matmul
     if rung.name == "hopper":
         processors = torch.cuda.get_device_properties(a.device).multi_processor_count
-        maps = tensor_map(a, (128, 64), 128), tensor_map(b, (64, 64), 128), tensor_map(c, (64, 64), 128)
-        kernel[processors // 2 * 2, rung.block, rung.shared](*maps, M, N, K)
+        grid = processors // 2 * 2
+        operands = tensor_map(a, (128, 64), 128), tensor_map(b, (64, 64), 128), tensor_map(c, (64, 64), 128)
     else:
-        grid = -(-N // tile_n), -(-M // tile_m)
-        kernel[grid, rung.block, rung.shared](a, b, c, M, c.shape[1], a.shape[1])
-    return c[:, :N].contiguous()
+        grid = -(-N // rung.tile[1]), -(-M // rung.tile[0])
+        operands = a, b, c
+    launch = kernel[grid, rung.block, rung.shared]
+    return lambda: launch(*operands, M, N, K), c[:, :N]
+
+
+@functools.cache
+def module(rung: Rung, dtype: torch.dtype, emulate: bool) -> Module:
+    """The compiled source of a rung."""
+    return load(rung.source, scalar=dtype, emulate=emulate)
 
 
 def _check(rung: Rung, a: Tensor, b: Tensor) -> None:
@@ -103,21 +122,22 @@ def _check(rung: Rung, a: Tensor, b: Tensor) -> None:
         raise TypeError(f"matmul: rung {rung.name} takes a and b in {names}, got {a.dtype} and {b.dtype}.")
     if a.device != b.device:
         raise ValueError(f"matmul: a is on {a.device} and b on {b.device}; put both on one device.")
-    first, last = rung.capability
+    if not a.is_cuda and not rung.emulated:
+        raise RuntimeError(
+            f"matmul: rung {rung.name} has no emulation; it needs a Hopper GPU, such as an H100."
+        )
     if a.is_cuda:
         major, minor = torch.cuda.get_device_capability(a.device)
-        if not first <= 10 * major + minor <= (last or 1000):
-            only = f"compute capability {first / 10}" + ("" if last else " or later")
-            raise RuntimeError(f"matmul: rung {rung.name} needs a GPU of {only}, this is {major}.{minor}.")
-        if a.dtype == torch.bfloat16 and major < 8:
-            raise TypeError("matmul: this GPU has no bfloat16; use float16.")
-    elif not rung.emulated:
-        raise RuntimeError(f"matmul: rung {rung.name} runs on a GPU only: it is made of Hopper's own instructions.")
+        if not rung.runs_on(10 * major + minor, a.dtype):
+            raise RuntimeError(
+                f"matmul: rung {rung.name} does not run in {a.dtype} on a GPU of compute capability "
+                f"{major}.{minor}; take an earlier rung, or float16 in place of bfloat16."
+            )
 
 
-def _rows_of_16_bytes(x: Tensor) -> Tensor:
-    """x with its rows at multiples of 16 bytes, zeros at their ends: almost always x itself."""
-    step = 16 // x.element_size()
-    if x.is_contiguous() and x.shape[1] % step == 0 and x.data_ptr() % 16 == 0:
+def _rows(x: Tensor, width: int) -> Tensor:
+    """x row-major, its rows as long as a multiple of `width`, with zeros at their ends: mostly x itself."""
+    x = x.contiguous()
+    if x.shape[1] % width == 0 and x.data_ptr() % 16 == 0:
         return x
-    return pad(x, (0, -x.shape[1] % step)).contiguous()
+    return pad(x, (0, -x.shape[1] % width)).clone()

@@ -1,7 +1,6 @@
 // What Hopper (sm_90a) adds, one PTX instruction a function. CUDA C++ has no names of its own for these.
 #pragma once
 #include <cuda_bf16.h>
-#include <stdint.h>
 
 // PTX addresses shared memory by a 32-bit offset into the block's window, not by a generic pointer.
 __device__ __forceinline__ uint32_t shared_address(const void *p) { return __cvta_generic_to_shared(p); }
@@ -45,7 +44,7 @@ __device__ __forceinline__ void tma_load(void *to, const CUtensorMap *map, uint6
         ::"r"(shared_address(to)), "l"(map), "r"(shared_address(bar)), "r"(x), "r"(y) : "memory");
 }
 // The same into the shared memory of every block in `mask`, at the same offset, counted at its own barrier.
-__device__ __forceinline__ void tma_load_multicast(void *to, const CUtensorMap *map, uint64_t *bar, int x, int y, uint16_t mask) {
+__device__ __forceinline__ void tma_load_multicast(void *to, const CUtensorMap *map, uint64_t *bar, int x, int y, unsigned short mask) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
         "[%0], [%1, {%3, %4}], [%2], %5;"
         ::"r"(shared_address(to)), "l"(map), "r"(shared_address(bar)), "r"(x), "r"(y), "h"(mask) : "memory");
