@@ -20,13 +20,13 @@ __device__ __forceinline__ void barrier_expect(uint64_t *bar, int bytes) {
 __device__ __forceinline__ void barrier_arrive(uint64_t *bar, int rank) {
     asm volatile(
         "{ .reg .b32 there;\n mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }" ::"r"(shared_address(bar)), "r"(rank) : "memory");
+        "mbarrier.arrive.shared::cluster.b64 _, [there]; }" ::"r"(shared_address(bar)), "r"(rank) : "memory");
 }
 __device__ __forceinline__ void barrier_wait(uint64_t *bar, int parity) {
     int done = 0;
     while (!done) // each try sleeps in hardware for a while
         asm volatile(
-            "{ .reg .pred p;\n mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n selp.b32 %0, 1, 0, p; }"
+            "{ .reg .pred p;\n mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n selp.b32 %0, 1, 0, p; }"
             : "=r"(done) : "r"(shared_address(bar)), "r"(parity) : "memory");
 }
 
