@@ -2,7 +2,6 @@
 
 import operator
 
-import torch
 from torch import Tensor
 
 from kernels.cuda.signature import DTYPES, TENSOR_MAP, Parameter, Signature
@@ -71,8 +70,8 @@ def _wrong(parameter: Parameter, argument, device: str) -> tuple[type[Exception]
             return TypeError, f"{name} is a tensor of {dtype} (`{parameter}`), got {_what(argument)}"
         if argument.dtype != dtype:
             return TypeError, f"{name} is a tensor of {dtype} (`{parameter}`), got one of {argument.dtype}"
-        if str(argument.device) != device:
-            return ValueError, _elsewhere(name, argument.device, device)
+        if place(argument) != device:
+            return ValueError, _elsewhere(name, place(argument), device)
         return None
     if kind in INTEGERS:
         low, high = INTEGERS[kind]
@@ -98,8 +97,13 @@ def _what(argument) -> str:
     return f"{shown}({type(argument).__name__})"
 
 
-def _elsewhere(name: str, has: torch.device, runs: str) -> str:
-    if has.type == "cpu":
+def place(x: Tensor) -> str:
+    """Where a tensor is: `cpu`, `cuda:0`."""
+    return str(x.device)
+
+
+def _elsewhere(name: str, has: str, runs: str) -> str:
+    if has == "cpu":
         remedy = "move it with .to('cuda'), or load the source with emulate=True for the CPU"
     elif runs == "cpu":
         remedy = "move it with .cpu(), or load the source with emulate=False for the GPU"

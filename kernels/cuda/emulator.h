@@ -9,9 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <type_traits>
 #include <utility>
 
-#define __global__
+#define __global__ __attribute__((noinline))  // so that its accesses are watched, and those of its caller are not
 #define __device__
 #define __host__
 #define __constant__
@@ -33,15 +34,23 @@ enum Vote { SYNCTHREADS, SYNCTHREADS_COUNT, SYNCTHREADS_AND, SYNCTHREADS_OR };
 
 struct EmulatedSharedArray {
     const char *name;
-    unsigned bytes, alignment;
+    unsigned bytes, alignment, item, rank, middle, inner;  // of an element; and the last two dimensions
 };
+template <class Array>
+constexpr EmulatedSharedArray emulated_describe(const char *name, unsigned bytes, unsigned alignment) {
+    using Item = std::remove_all_extents_t<Array>;
+    constexpr unsigned rank = std::rank_v<Array>;
+    return {name, bytes, alignment > alignof(Item) ? alignment : unsigned(alignof(Item)), sizeof(Item), rank,
+            rank > 1 ? unsigned(std::extent_v<Array, rank - 2>) : 1, rank ? unsigned(std::extent_v<Array, rank - 1>) : 1};
+}
 
 extern "C" {
 // `const`: a thread is the same thread as long as it lives, so the compiler may keep the answers.
-EmulatedIndex emulated_threadIdx() __attribute__((const));
-EmulatedIndex emulated_blockIdx() __attribute__((const));
-EmulatedIndex emulated_blockDim() __attribute__((const));
-EmulatedIndex emulated_gridDim() __attribute__((const));
+// x has 32 bits, y and z have 16.
+uint64_t emulated_threadIdx() __attribute__((const));
+uint64_t emulated_blockIdx() __attribute__((const));
+uint64_t emulated_blockDim() __attribute__((const));
+uint64_t emulated_gridDim() __attribute__((const));
 int emulated_syncthreads(int vote, int predicate, int line);
 // What lane `source` gave as `value`, or the result of the vote; 8 bytes hold any type that has a shuffle.
 uint64_t emulated_warp(int collective, unsigned mask, uint64_t value, int source);
@@ -49,7 +58,7 @@ int emulated_printf(const char *format, ...);
 void emulated_fail(const char *message) __attribute__((noreturn));
 unsigned emulated_activemask();
 void *emulated_shared(const EmulatedSharedArray *array);
-void *emulated_dynamic_shared(const char *name);
+void *emulated_dynamic_shared(const EmulatedSharedArray *array);
 void emulated_copy_async(void *shared, const void *global, unsigned bytes, unsigned zeros);
 void emulated_commit();
 void emulated_wait_prior(int n);
@@ -60,10 +69,13 @@ uint64_t emulated_atomic64(void *address, uint64_t (*update)(uint64_t old, uint6
 uint64_t emulated_atomic_cas64(void *address, uint64_t compare, uint64_t value);
 }
 
-#define threadIdx (emulated_threadIdx())
-#define blockIdx (emulated_blockIdx())
-#define blockDim (emulated_blockDim())
-#define gridDim (emulated_gridDim())
+inline EmulatedIndex emulated_index(uint64_t packed) {
+    return {unsigned(packed), unsigned(packed >> 32 & 0xffff), unsigned(packed >> 48)};
+}
+#define threadIdx (emulated_index(emulated_threadIdx()))
+#define blockIdx (emulated_index(emulated_blockIdx()))
+#define blockDim (emulated_index(emulated_blockDim()))
+#define gridDim (emulated_index(emulated_gridDim()))
 constexpr int warpSize = 32;
 
 template <class To, class From>
@@ -374,21 +386,30 @@ inline void __pipeline_commit() { emulated_commit(); }
 inline void __pipeline_wait_prior(int n) { emulated_wait_prior(n); }
 
 #undef assert
-#define EMULATED_TEXT_(x) #x
-#define EMULATED_TEXT(x) EMULATED_TEXT_(x)
-#define assert(condition) ((condition) ? (void)0 : emulated_fail("assert(" #condition ") fails, line " EMULATED_TEXT(__LINE__)))
-#define __trap() emulated_fail("calls __trap()")
+#define assert(condition) ((condition) ? (void)0 : emulated_fail("assert(" #condition ") fails."))
+#define __trap() emulated_fail("calls __trap().")
 #define printf emulated_printf
 
 // ---- How the runtime calls a kernel: the arguments lie where `values` point.
 
 template <class... P, size_t... I>
-inline void emulated_call(void (*kernel)(P...), void **values, std::index_sequence<I...>) {
+__attribute__((no_sanitize("thread"))) void emulated_call(void (*kernel)(P...), void **values, std::index_sequence<I...>) {
     kernel(*static_cast<std::remove_cv_t<P> *>(values[I])...);
 }
 template <class... P>
-inline void emulated_call(void (*kernel)(P...), void **values) {
+__attribute__((no_sanitize("thread"))) void emulated_call(void (*kernel)(P...), void **values) {
     emulated_call(kernel, values, std::index_sequence_for<P...>());
 }
-#define EMULATED_KERNEL(name)                                    \
-    extern "C" __attribute__((visibility("default"))) void emulated_kernel_##name(void **values) { emulated_call(name, values); }
+template <class... P>
+constexpr uint64_t emulated_constants(void (*)(P...)) {  // a bit for every parameter that is a pointer to const
+    uint64_t bits = 0, i = 0;
+    ((bits |= uint64_t(std::is_const_v<std::remove_pointer_t<P>>) << i++), ...);
+    return bits;
+}
+#define EMULATED_KERNEL(name)                                                                                  \
+    extern "C" __attribute__((visibility("default"), no_sanitize("thread"))) void emulated_kernel_##name(      \
+        void **values) {                                                                                       \
+        emulated_call(name, values);                                                                           \
+    }                                                                                                          \
+    extern "C" __attribute__((visibility("default"))) const uint64_t emulated_constants_##name;                \
+    const uint64_t emulated_constants_##name = emulated_constants(name);

@@ -1,184 +1,102 @@
-"""CUDA C++ without a GPU: the same source, compiled by g++ or clang++, run on CPU tensors.
+"""CUDA C++ without a GPU: the same source, compiled by g++ or clang++, run on CPU tensors, and watched.
 
-`compile` turns a source into a `Library`, `launch` runs one of its kernels. The header emulator.h gives the
-compiler CUDA's names, emulator_runtime.cpp runs blocks and threads.
+`compile` turns a source into a `Library`, `launch` runs one of its kernels. Every access to memory is checked,
+and what a GPU would let pass is an `EmulatorError` that names kernel, block, thread, line and element; inside
+`checks(False)` nothing is checked, and kernels run about ten times as fast.
+
+emulator.h gives the compiler CUDA's names; emulator_runtime.cpp runs blocks and threads; emulator_checks.cpp
+looks at the accesses.
+
+What it has: threads, blocks, shared memory, barriers, shuffles, votes, atomics, asynchronous copies into shared
+memory. What it reports: elements out of bounds, of arguments, of shared and of local arrays; shared memory read
+before it is written, or while a copy into it is on its way; two threads at the same element of shared or global
+memory, one of them writing, with nothing that orders them; misaligned vectors; null and wild pointers; writes
+through pointers to const; barriers and shuffles that not all threads reach; a shuffle from a lane that takes no
+part; division by zero.
+
+What it has not: warps in step, a schedule like a GPU's, or its memory model. Threads take turns only where they
+wait; between two such places a thread runs alone, and everybody sees what it wrote at once. So a kernel that is
+right here can still lack a fence. A spin lock that waits for a block which has not begun hangs. After a
+__threadfence() anywhere in a launch, races between blocks are no longer looked for: the emulator cannot know what
+a fence is for. Arithmetic is the CPU's, without fused multiply-adds of the compiler's own making; the fast
+versions of functions (__expf) are the exact ones. Tensor cores, clusters and TMA are not there.
 """
 
+import contextlib
 import ctypes
 import functools
-import hashlib
-import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
+from kernels.cuda import cache
+from kernels.cuda.cache import CompileError
+from kernels.cuda.signature import Signature, signatures, without_comments
+
 HERE = Path(__file__).parent
+# CUDA's own headers: what they declare is in emulator.h.
 CUDA_HEADERS = (
+    "cuda_runtime.h",
     "cuda_fp16.h",
     "cuda_bf16.h",
     "cuda_pipeline.h",
-    "cuda_runtime.h",
     "cuda_pipeline_primitives.h",
 )
-FLAGS = [
-    "-std=c++17",
-    "-O2",
-    "-fPIC",
-    "-shared",
-    "-ffp-contract=off",
-    "-U_FORTIFY_SOURCE",
-    "-fno-strict-aliasing",
-    # Two sources made of one file with other macros have functions of the same names: each keeps its own.
-    "-fvisibility=hidden",
-]
+FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE"]
+# Contracting a * b + c would make results depend on the processor. A frame must fit a fiber's stack.
+KERNEL_FLAGS = ["-ffp-contract=off", "-fno-strict-aliasing", "-fno-exceptions", "-Wframe-larger-than=65536"]
+KERNEL_FLAGS += ["-Wno-psabi", "-g1", "-gdwarf-4"]
+CHECK_FLAGS = ["-DEMULATED_CHECKS", "-fno-tree-vectorize", "-fno-omit-frame-pointer"]
+CHECK_FLAGS += ["-fsanitize=thread,bounds,integer-divide-by-zero"]
 
 
 class EmulatorError(RuntimeError):
-    """What a kernel did wrong, or why it cannot be compiled."""
+    """What a kernel did wrong: kernel, block, thread, line, and what a GPU would have let pass."""
+
+
+_checking = True
+
+
+@contextlib.contextmanager
+def checks(on: bool) -> Iterator[None]:
+    """Whether launches inside are checked. Without checks a bug may do anything to this process."""
+    global _checking
+    before, _checking = _checking, on
+    try:
+        yield
+    finally:
+        _checking = before
 
 
 class Library:
-    """A compiled source: its kernels by name."""
+    """A source and what it was compiled to, with checks and without: each when it is first needed."""
 
-    def __init__(self, path: Path, kernels: dict[str, ctypes.c_void_p]):
-        self.path, self.kernels = path, kernels
+    def __init__(self, source: str, name: str, headers: dict[str, str], options: Sequence[str]):
+        self.source, self.name, self.headers, self.options = source, name, headers, options
+        self._compiled: dict[bool, ctypes.CDLL] = {}
 
+    def compiled(self, checked: bool) -> ctypes.CDLL:
+        """The machine code. Raises `CompileError` with the source's line, `EmulatorError` without a compiler."""
+        if checked not in self._compiled:
+            _runtime()  # first: it has the functions that the library calls
+            flags = [*KERNEL_FLAGS, *self.options, *(CHECK_FLAGS if checked else ())]
+            if checked and "clang" in _version(compiler()):  # by itself it leaves out the first half of x += 1
+                flags += ["-mllvm", "-tsan-instrument-read-before-write"]
+            self._compiled[checked] = _build({"kernel.cpp": _plain_cpp(self), **self.headers}, flags)
+        return self._compiled[checked]
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    chosen = os.environ.get("COURSE_CACHE_DIR")
-    return (Path(chosen) if chosen else Path.home() / ".cache" / "tensors-to-tensor-cores") / "cuda"
-
-
-@functools.cache
-def compiler() -> str:
-    """The path of the C++ compiler. Raises `EmulatorError` where there is none."""
-    for name in ("g++", "clang++") if sys.platform != "darwin" else ("clang++", "g++"):
-        if found := shutil.which(name):
-            return found
-    install = {
-        "darwin": "xcode-select --install",
-        "win32": "use the Windows Subsystem for Linux (wsl --install), and there: sudo apt install g++",
-    }.get(
-        sys.platform, "sudo apt install g++ (Debian, Ubuntu, WSL), or your system's package of g++ or clang"
-    )
-    raise EmulatorError(
-        f"There is no GPU here, and to run CUDA C++ on the CPU takes a C++ compiler: {install}."
-    )
-
-
-@functools.cache
-def _runtime() -> tuple[ctypes.CDLL, Path]:
-    path = _build((HERE / "emulator_runtime.cpp").read_text(), "runtime", ["-pthread"])
-    runtime = ctypes.CDLL(str(path))
-    runtime.emulated_printed.restype = ctypes.c_char_p
-    return runtime, path
-
-
-def _build(source: str, name: str, options: Sequence[str], headers: dict[str, str] | None = None) -> Path:
-    """Compile a text to a shared library, or find the one that was compiled from it before."""
-    headers = headers or {}
-    key = hashlib.sha256(repr((source, headers, list(options), FLAGS, _version())).encode()).hexdigest()[:20]
-    path = cache_folder() / f"emulated-{name}-{key}.so"
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        for header in CUDA_HEADERS:
-            (Path(folder) / header).write_text("")
-        for header, text in headers.items():
-            (Path(folder) / header).write_text(text)
-        code = Path(folder) / f"{name}.cpp"
-        code.write_text(source)
-        made = Path(folder) / "made.so"
-        command = [compiler(), *FLAGS, "-I", folder, str(code), *options, "-o", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            errors = [line for line in done.stderr.splitlines() if not line.startswith("In file included")]
-            raise EmulatorError("\n".join(errors[:12]))
-        staged = path.with_suffix(f".{os.getpid()}")
-        shutil.copy(made, staged)
-        os.replace(staged, path)
-    return path
-
-
-@functools.cache
-def _version() -> str:
-    said = subprocess.run([compiler(), "--version"], capture_output=True, text=True).stdout
-    return f"{said} {platform.machine()}"
-
-
-_SHARED = re.compile(r"(extern\s+)?\b__shared__\s+([^;{}()=]*(?:\([^()]*\)[^;{}()=]*)*);")
-_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', re.MULTILINE)
-_KERNEL = re.compile(
-    r"__global__\s+(?:\w+\s*(?:\([^()]*\)\s*)?)*?\bvoid\s+(?:__launch_bounds__\s*\([^()]*\)\s*)?(\w+)\s*\("
-)
-_COMMENT = re.compile(r'//[^\n]*|/\*.*?\*/|("(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\')', re.DOTALL)
-
-
-def _without_comments(source: str) -> str:
-    return _COMMENT.sub(lambda m: m[1] or re.sub(r"[^\n]", " ", m[0]), source)
-
-
-def _rewrite(source: str) -> str:
-    """`__shared__` declarations become references to the memory of the block."""
-    return _SHARED.sub(_reference, source)
-
-
-def _reference(match: re.Match) -> str:
-    text = re.sub(r"__align__\s*\(([^()]*)\)", r"alignas(\1)", match[2])
-    alignment = re.search(r"alignas\s*\(([^()]*)\)", text)
-    text = re.sub(r"alignas\s*\([^()]*\)", "", text)
-    newlines = "\n" * match[0].count("\n")
-    first, *more = _split(" ".join(text.split()))
-    kind, name, dimensions = re.fullmatch(r"(.+?)\s*\b(\w+)\s*((?:\[[^\]]*\]\s*)*)", first).groups()
-    if match[1]:
-        return f'{kind} *{name} = ({kind} *)emulated_dynamic_shared("{name}");' + newlines
-    out = []
-    for declared in [name + dimensions, *more]:
-        name, dimensions = re.fullmatch(r"\s*(\w+)\s*(.*)", declared).groups()
-        aligned = f"alignof({kind})" + (
-            f" > {alignment[1]} ? alignof({kind}) : {alignment[1]}" if alignment else ""
-        )
-        out.append(
-            f"using emulated_{name} = {kind}{dimensions}; static const EmulatedSharedArray emulated_its_{name} = "
-            f'{{"{name}", sizeof(emulated_{name}), {aligned}}}; emulated_{name} &{name} = '
-            f"*(emulated_{name} *)emulated_shared(&emulated_its_{name});"
-        )
-    return " ".join(out) + newlines
-
-
-def _split(text: str) -> list[str]:
-    """At the commas that separate declarators, not those of template arguments."""
-    parts, depth = [""], 0
-    for c in text:
-        depth += (c in "<([{") - (c in ">)]}")
-        if c == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += c
-    return parts
-
-
-def _headers(source: str, folders: Sequence[Path]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    wanted = _INCLUDE.findall(source)
-    while wanted:
-        name = wanted.pop()
-        path = next((Path(f) / name for f in folders if (Path(f) / name).is_file()), None)
-        if name in found or path is None:
-            continue
-        text = _without_comments(path.read_text())
-        found[name] = f'#line 1 "{path}"\n{_rewrite(text)}'
-        wanted += _INCLUDE.findall(text)
-    return found
+    def line(self, file: str, number: int) -> str:
+        """A line of the source, or of a header of it, as it was written."""
+        text = self.source if file == self.name else self.headers.get(Path(file).name, "")
+        lines = text.split(f'#line 1 "{file}"\n')[-1].split("\n")
+        return lines[number - 1].strip() if 0 < number <= len(lines) else ""
 
 
 def compile(
@@ -186,68 +104,284 @@ def compile(
 ) -> Library:
     """Compile CUDA C++ for this computer's CPU, or take it from the cache.
 
-    source: the text; name: how messages call it; include_dirs: where `#include "x.cuh"` looks; options: for
-    the compiler, such as `-DBLOCK=256`. Raises `EmulatorError` without a compiler or for a text that it rejects.
+    `name` is how messages call the source, `include_dirs` is where `#include "x.cuh"` is looked for, `options`
+    are for the compiler. Raises `CompileError` with the source's line, `EmulatorError` without a compiler.
     """
-    runtime, runtime_path = _runtime()
-    plain = _without_comments(source)
-    kernels = _KERNEL.findall(plain)
-    whole = "\n".join(
+    library = Library(source, name, cache.headers(source, include_dirs), options)
+    library.compiled(_checking)
+    return library
+
+
+# From CUDA C++ to C++
+
+
+def _plain_cpp(library: Library) -> str:
+    kernels = signatures(library.source)
+    return "\n".join(
         [
-            (HERE / "emulator.h").read_text(),
-            f'#line 1 "{name}"',
-            _rewrite(plain),
-            *(f"EMULATED_KERNEL({kernel})" for kernel in kernels),
+            '#line 1 "emulator.h"',
+            (HERE / "emulator.h").read_text(encoding="utf-8"),
+            '#line 1 "before the source"',
+            _rewrite(library.source),
+            *(f"EMULATED_KERNEL({name})" for name in kernels),
         ]
     )
-    stem = re.sub(r"\W+", "_", Path(name).stem)
-    path = _build(whole, stem, [*options, "-Wno-psabi", str(runtime_path)], _headers(plain, include_dirs))
-    library = ctypes.CDLL(str(path))
-    return Library(
-        path, {k: ctypes.cast(getattr(library, f"emulated_kernel_{k}"), ctypes.c_void_p) for k in kernels}
+
+
+_SHARED = re.compile(r"(extern\s+)?\b__shared__\s+((?:[^;{}()=]|\([^()]*\))*);")
+_ALIGNED = re.compile(r"(?:alignas|__align__)\s*\(((?:[^()]|\([^()]*\))*)\)")
+_NAME = re.compile(r"(.*?)\b(\w+)\s*((?:\[[^\]]*\]\s*)*)")
+
+
+def _rewrite(source: str) -> str:
+    """`__shared__` declarations become references to memory of the block. Lines stay where they are."""
+    return _SHARED.sub(_references, without_comments(source))
+
+
+def _references(match: re.Match) -> str:
+    aligned = _ALIGNED.search(match[2])
+    alignment = aligned[1] if aligned else "1"
+    first, *more = _split(" ".join(_ALIGNED.sub("", match[2]).split()))
+    kind, name, dimensions = _NAME.fullmatch(first).groups()
+    declared = [(name, dimensions), *(_NAME.fullmatch(text.strip()).groups()[1:] for text in more)]
+    return " ".join(
+        _dynamic(kind, name, alignment) if match[1] else _static(kind + dimensions, name, alignment)
+        for name, dimensions in declared
+    ) + "\n" * match[0].count("\n")
+
+
+def _static(array: str, name: str, alignment: str) -> str:
+    return (
+        f"using EmulatedType_{name} = {array}; static constexpr EmulatedSharedArray emulated_{name} = "
+        f'emulated_describe<EmulatedType_{name}>("{name}", sizeof(EmulatedType_{name}), {alignment}); '
+        f"EmulatedType_{name} &{name} = *(EmulatedType_{name} *)emulated_shared(&emulated_{name});"
     )
 
 
-_C_TYPES = {
+def _dynamic(item: str, name: str, alignment: str) -> str:
+    return (
+        f"static constexpr EmulatedSharedArray emulated_{name} = "
+        f'emulated_describe<{item}>("{name}", 0, {alignment}); '
+        f"{item} *{name} = ({item} *)emulated_dynamic_shared(&emulated_{name});"
+    )
+
+
+def _split(text: str) -> list[str]:
+    """At the commas between declarators, not at those of template arguments."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "<([{") - (character in ">)]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+# The compiler
+
+
+@functools.cache
+def compiler() -> str:
+    """The path of the C++ compiler. Raises `EmulatorError` where there is none."""
+    for name in ("g++", "clang++"):
+        if found := shutil.which(name):
+            return found
+    install = {
+        "darwin": "xcode-select --install",
+        "win32": "install the Windows Subsystem for Linux (wsl --install), and in it: sudo apt install g++",
+    }.get(sys.platform, "sudo apt install g++ (on Debian, Ubuntu and in WSL; elsewhere the package of g++)")
+    raise EmulatorError(
+        f"To run CUDA C++ without a GPU takes a C++ compiler, g++ or clang++, and there is none. {install}"
+    )
+
+
+@functools.cache
+def _version(compiler: str) -> str:
+    said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    return f"{said} {platform.machine()}"
+
+
+@functools.cache
+def _runtime() -> ctypes.CDLL:
+    names = ("emulator_runtime.h", "emulator_runtime.cpp", "emulator_checks.cpp")
+    files = {name: (HERE / name).read_text(encoding="utf-8") for name in names}
+    return _build(files, ["-pthread"], mode=ctypes.RTLD_GLOBAL)
+
+
+def _build(files: dict[str, str], flags: Sequence[str], mode: int = ctypes.DEFAULT_MODE) -> ctypes.CDLL:
+    """The library of these `.cpp` files, and headers, compiled now or earlier."""
+    parts = [_version(compiler()), *FLAGS, *flags, *(part for item in files.items() for part in item)]
+    path = cache.compiled(parts, ".so", lambda: _compile(files, flags))
+    try:
+        return ctypes.CDLL(str(path), mode=mode)
+    except OSError as error:
+        raise CompileError(f"{str(error).removeprefix(str(path) + ': ')}") from None
+
+
+def _compile(files: dict[str, str], flags: Sequence[str]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        for name in CUDA_HEADERS:
+            Path(folder, name).touch()
+        for name, text in files.items():
+            rewritten = f'#line 1 "{name}"\n{_rewrite(text)}' if name.endswith(".cuh") else text
+            Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+            Path(folder, name).write_text(rewritten, encoding="utf-8")
+        sources = [name for name in files if name.endswith(".cpp")]
+        objects = [str(Path(name).with_suffix(".o")) for name in sources]
+        for code, made in zip(sources, objects):
+            _call([*FLAGS, *flags, "-I.", "-c", code, "-o", made], folder)
+        # What is not defined here is in the runtime, which was loaded before.
+        later = ["-Wl,-undefined,dynamic_lookup"] if sys.platform == "darwin" else ["-ldl"]
+        _call(["-shared", *objects, "-o", "made.so", "-pthread", *later], folder)
+        return Path(folder, "made.so").read_bytes()
+
+
+def _call(arguments: list[str], folder: str) -> None:
+    done = subprocess.run([compiler(), *arguments], cwd=folder, capture_output=True, text=True)
+    told = []
+    for line in done.stderr.splitlines():
+        found = re.match(
+            r"(.+?):(\d+):(?:\d+:)? (?:(?:fatal )?error: (.*)|.*(frame size of \d+ bytes))", line
+        )
+        if found:
+            too_much = f"{found[4]}: more local memory than the emulator's threads have" if found[4] else None
+            told.append(f"{found[1]} line {found[2]}: {too_much or found[3]}")
+    if done.returncode or told:
+        raise CompileError("\n".join(told[:3]) or done.stderr.strip())
+
+
+# Launches
+
+
+class _Argument(ctypes.Structure):
+    """What a pointer parameter was given; struct Argument in emulator_runtime.h."""
+
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("data", ctypes.c_void_p),
+        ("bytes", ctypes.c_uint64),
+        ("item", ctypes.c_uint32),
+        ("offset", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("parameter", ctypes.c_uint32),
+    ]
+
+
+CONST, NONE, GAPS = 1, 2, 4
+_NUMBERS = {
     "float": ctypes.c_float,
     "double": ctypes.c_double,
+    "bool": ctypes.c_bool,
+    "int8_t": ctypes.c_int8,
+    "uint8_t": ctypes.c_uint8,
     "int": ctypes.c_int32,
     "unsigned": ctypes.c_uint32,
-    "unsigned int": ctypes.c_uint32,
     "int64_t": ctypes.c_int64,
-    "long long": ctypes.c_int64,
-    "uint64_t": ctypes.c_uint64,
-    "bool": ctypes.c_bool,
-    "uint8_t": ctypes.c_uint8,
-    "int8_t": ctypes.c_int8,
 }
+SHARED_BYTES = 227 * 1024  # the most that a block of an H100 can have
 
 
-def launch(library: Library, signature, grid, block, shared_bytes: int, arguments: Sequence) -> None:
-    """Run `signature.name` on CPU tensors and numbers. Returns when all blocks are done.
+def launch(
+    library: Library, signature: Signature, grid: tuple, block: tuple, shared_bytes: int, arguments: Sequence
+) -> None:
+    """Run a kernel on CPU tensors and numbers; returns when all blocks are done.
 
-    signature.parameters: each with `name`, `type` (a C type) and `pointer` (a bool).
-    Raises `EmulatorError` for what the kernel does wrong.
+    A launch that fails while it is checked leaves all tensors as they were. Raises `EmulatorError` for what
+    the kernel does wrong, and `KeyboardInterrupt` if it was stopped.
     """
-    runtime, _ = _runtime()
-    values = [
-        ctypes.c_void_p(a.data_ptr() if isinstance(a, torch.Tensor) else a)
-        if p.pointer
-        else _C_TYPES[p.type.removeprefix("const ")](a)
-        for p, a in zip(signature.parameters, arguments, strict=True)
-    ]
+    if shared_bytes > SHARED_BYTES:
+        raise ValueError(
+            f"{signature.name}: {shared_bytes} bytes of shared memory; a block has at most {SHARED_BYTES}."
+        )
+    checked = _checking
+    code = library.compiled(checked)
+    values = [_value(p, a) for p, a in zip(signature.parameters, arguments, strict=True)]
     pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-    error = ctypes.create_string_buffer(4096)
-    workers = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count())
-    grid, block = ((ctypes.c_uint * 3)(*(*v, 1, 1)[:3]) for v in (_tuple(grid), _tuple(block)))
-    failed = runtime.emulated_launch(
-        library.kernels[signature.name], pointers, grid, block, shared_bytes, workers, error, len(error)
+    described = _describe(code, signature, arguments) if checked else []
+    text = ctypes.create_string_buffer(4096)
+    runtime = _runtime()
+    length = runtime.emulated_launch(
+        getattr(code, f"emulated_kernel_{signature.name}"),
+        pointers,
+        (_Argument * len(described))(*described),
+        len(described),
+        (ctypes.c_uint * 3)(*grid),
+        (ctypes.c_uint * 3)(*block),
+        shared_bytes,
+        torch.get_num_threads(),
+        checked,
+        text,
+        len(text),
     )
-    if text := runtime.emulated_printed():
-        print(text.decode(), end="")
-    if failed:
-        raise EmulatorError(f"{signature.name}, {error.value.decode()}")
+    while n := runtime.emulated_printed(text, len(text)) if length == 0 else 0:
+        print(text.raw[:n].decode(errors="replace"), end="")
+    if length < 0:
+        raise KeyboardInterrupt
+    if length:
+        raise EmulatorError(_with_lines(library, code, f"{signature.name}, {text.value.decode()}"))
 
 
-def _tuple(extent) -> tuple:
-    return (extent,) if isinstance(extent, int) else tuple(extent)
+def _value(parameter, argument):
+    if not parameter.pointer:
+        return _NUMBERS[parameter.type](argument)
+    return ctypes.c_void_p(None if argument is None else argument.data_ptr())
+
+
+def _describe(code: ctypes.CDLL, signature: Signature, arguments: Sequence) -> list[_Argument]:
+    constants = ctypes.c_uint64.in_dll(code, f"emulated_constants_{signature.name}").value
+    described = []
+    for i, (parameter, x) in enumerate(zip(signature.parameters, arguments)):
+        if not parameter.pointer:
+            continue
+        name, flags = parameter.name.encode(), CONST if constants >> i & 1 else 0
+        if x is None:
+            described.append(_Argument(name, None, 0, 1, 0, flags | NONE, i))
+            continue
+        elements = x.numel()
+        if elements and not x.is_contiguous():
+            elements = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride()))
+            flags |= GAPS * (elements != x.numel())
+        size = x.element_size()
+        offset = x.storage_offset() * size % 512
+        described.append(_Argument(name, x.data_ptr(), elements * size, size, offset, flags, i))
+    return described
+
+
+# Lines
+
+
+def _with_lines(library: Library, code: ctypes.CDLL, text: str) -> str:
+    """The text with `file line n` for every place in the machine code, and with these lines below."""
+    shown = {}
+
+    def name(match: re.Match) -> str:
+        found = _line(code._name, int(match[1], 16) - 1)  # a call returns behind itself
+        if found is None and match[2] == "0":
+            return f"address {match[1]} of the compiled code"
+        file, line = found or (library.name, 0)
+        line = int(match[2]) or line
+        known = any(file == other for other, _ in shown)
+        shown[file, line] = library.line(file, line)
+        return f"line {line}" if known else f"{file} line {line}"
+
+    text = re.sub(r"@\((0x[0-9a-f]+):(\d+)\)", name, text)
+    return "\n".join([text, *(f"    {line} | {source}" for (_, line), source in shown.items() if source)])
+
+
+def _line(path: str, address: int) -> tuple[str, int] | None:
+    """Where in the source the machine code at this address comes from."""
+    for tool in (
+        ["addr2line", "-i", "-e"],
+        ["llvm-symbolizer", "--output-style=GNU", "--functions=none", "-i", "-e"],
+    ):
+        if shutil.which(tool[0]):
+            break
+    else:
+        return None
+    said = subprocess.run([*tool, path, hex(address)], capture_output=True, text=True).stdout
+    for line in said.splitlines():  # from the innermost of inlined functions outwards
+        found = re.match(r"(?:.*/)?([^/]+):(\d+)", line)
+        if found and found[1] not in ("emulator.h", "??"):
+            return found[1], int(found[2])
+    return None

@@ -1,413 +1,538 @@
-// The emulator's runtime: blocks, threads, barriers, shared memory.
+// The emulator's runtime: blocks, threads, barriers, shuffles, shared memory.
 //
 // Every OS thread (a `Worker`) takes one block after the other. The threads of its block are fibers: each has a
-// stack and gives way to another only where it has to wait, at a barrier or a shuffle. A switch stores the
+// stack, and gives way to another only where it has to wait, at a barrier or a shuffle. A switch stores the
 // registers on one stack and loads them from another: some nanoseconds, no system call.
+#include "emulator_runtime.h"
+
+#include <signal.h>
 #include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <ucontext.h>
 
-#include <atomic>
-#include <mutex>
-#include <string>
+#include <algorithm>
+#include <chrono>
 #include <thread>
-#include <vector>
 
-#define EXPORT extern "C" __attribute__((visibility("default")))
+__thread Worker *worker;
+std::atomic<bool> interrupted;
 
-enum Collective { SYNCWARP, SHUFFLE, BALLOT, ANY, ALL };
-enum Vote { SYNCTHREADS, SYNCTHREADS_COUNT, SYNCTHREADS_AND, SYNCTHREADS_OR };
+// ---- Fibers
 
-struct Index {
-    unsigned x, y, z;
-};
-struct SharedArray {
-    const char *name;
-    unsigned bytes, alignment;
-};
-
-// switch_stack(&mine, other): keep the registers that a function must preserve, and go on where `other` stopped.
+// emulated_switch(&mine, other): keep on the stack what a function must preserve, note the stack's top in `mine`,
+// and go on where `other` was noted.
 extern "C" void emulated_switch(void **mine, void *other);
 #ifdef __APPLE__
-#define SYMBOL(name) "_" name
+#define SWITCH "_emulated_switch"
 #else
-#define SYMBOL(name) name
+#define SWITCH "emulated_switch"
 #endif
 #if defined(__x86_64__)
-asm(".text\n.globl " SYMBOL("emulated_switch") "\n" SYMBOL("emulated_switch") ":\n"
-    "pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15\n"
-    "movq %rsp, (%rdi); movq %rsi, %rsp\n"
-    "popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp\n"
-    "ret\n");
+asm(".text\n .globl " SWITCH "\n" SWITCH ":\n"
+    "pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
+    "movq %rsp, (%rdi)\n movq %rsi, %rsp\n"
+    "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret\n");
+constexpr int SAVED = 6;  // of the words that it loads, the one to which it returns
 #elif defined(__aarch64__)
-asm(".text\n.globl " SYMBOL("emulated_switch") "\n.p2align 2\n" SYMBOL("emulated_switch") ":\n"
+asm(".text\n .globl " SWITCH "\n .p2align 2\n" SWITCH ":\n"
     "sub sp, sp, #160\n"
-    "stp x19, x20, [sp]\n stp x21, x22, [sp, #16]\n stp x23, x24, [sp, #32]\n stp x25, x26, [sp, #48]\n"
-    "stp x27, x28, [sp, #64]\n stp x29, x30, [sp, #80]\n"
-    "stp d8, d9, [sp, #96]\n stp d10, d11, [sp, #112]\n stp d12, d13, [sp, #128]\n stp d14, d15, [sp, #144]\n"
+    "stp x29, x30, [sp]\n stp x19, x20, [sp, #16]\n stp x21, x22, [sp, #32]\n stp x23, x24, [sp, #48]\n"
+    "stp x25, x26, [sp, #64]\n stp x27, x28, [sp, #80]\n stp d8, d9, [sp, #96]\n stp d10, d11, [sp, #112]\n"
+    "stp d12, d13, [sp, #128]\n stp d14, d15, [sp, #144]\n"
     "mov x9, sp\n str x9, [x0]\n mov sp, x1\n"
-    "ldp x19, x20, [sp]\n ldp x21, x22, [sp, #16]\n ldp x23, x24, [sp, #32]\n ldp x25, x26, [sp, #48]\n"
-    "ldp x27, x28, [sp, #64]\n ldp x29, x30, [sp, #80]\n"
-    "ldp d8, d9, [sp, #96]\n ldp d10, d11, [sp, #112]\n ldp d12, d13, [sp, #128]\n ldp d14, d15, [sp, #144]\n"
+    "ldp x29, x30, [sp]\n ldp x19, x20, [sp, #16]\n ldp x21, x22, [sp, #32]\n ldp x23, x24, [sp, #48]\n"
+    "ldp x25, x26, [sp, #64]\n ldp x27, x28, [sp, #80]\n ldp d8, d9, [sp, #96]\n ldp d10, d11, [sp, #112]\n"
+    "ldp d12, d13, [sp, #128]\n ldp d14, d15, [sp, #144]\n"
     "add sp, sp, #160\n ret\n");
+constexpr int SAVED = 1;  // x30
 #else
-#error "The emulator knows the registers of x86-64 and 64-bit ARM processors only."
+#error "The emulator knows the registers of x86-64 and of 64-bit ARM processors only."
 #endif
 
-constexpr int MOST_THREADS = 1024;
-constexpr size_t STACK = 64 * 1024, ARENA = 256 * 1024, STATIC_LIMIT = 48 * 1024;
+static void run_threads();
 
-enum State : uint8_t { RUNS, AT_BARRIER, IN_WARP, EXITED };
-
-struct Copy {  // one that __pipeline_memcpy_async ordered and that has not arrived yet
-    void *to;
-    unsigned bytes;
-    int group;
-    char data[16];
-};
-
-struct Thread {
-    void *stack_pointer;
-    Index index;
-    State state;
-    int collective, vote, line, source;
-    unsigned mask;
-    uint64_t value;
-    int group;
-    std::vector<Copy> copies;
-};
-
-struct Launch {
-    void (*kernel)(void **);
-    void **values;
-    Index grid, block;
-    unsigned threads, dynamic_bytes;
-    uint64_t blocks;
-    std::atomic<uint64_t> next_block{0};
-    std::atomic<bool> stop{false};
-    std::mutex mutex;
-    std::string error;  // of the thread that failed first
-};
-
-struct Worker {
-    Launch *launch;
-    Thread threads[MOST_THREADS];
-    Thread *current;
-    Index block;
-    void *scheduler;                   // where run_block() waits while fibers run
-    unsigned started, exited;          // of the block's threads
-    unsigned waiting;                  // at the barrier
-    unsigned ready[MOST_THREADS], head, tail;  // those that can go on: a ring
-    char *stacks, *arena;
-    size_t arena_used;
-    std::vector<std::pair<const SharedArray *, char *>> arrays;
-
-    Worker() {
-        stacks = (char *)mmap(nullptr, STACK * MOST_THREADS, PROT_READ | PROT_WRITE,
-                              MAP_PRIVATE | MAP_ANON | MAP_NORESERVE, -1, 0);
-        arena = (char *)mmap(nullptr, ARENA, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
-    }
-    void release(unsigned thread) {
-        threads[thread].state = RUNS;
-        ready[tail++ % MOST_THREADS] = thread;
-    }
-};
-
-static thread_local Worker *worker __attribute__((tls_model("initial-exec")));
-
-static std::string where(const Worker &w, const Thread &t) {
-    char text[160];
-    snprintf(text, sizeof text, "block (%u, %u, %u), thread (%u, %u, %u)", w.block.x, w.block.y, w.block.z,
-             t.index.x, t.index.y, t.index.z);
-    return text;
+static void *new_fiber(unsigned number) {
+    char *stack = worker->stacks + number * STACK;
+    void **frame = reinterpret_cast<void **>(stack + STACK) - 24;  // a multiple of 16 below, as a call needs it
+    memset(frame, 0, 24 * sizeof(void *));
+    frame[SAVED] = reinterpret_cast<void *>(run_threads);
+    return frame;
 }
 
-[[noreturn]] static void leave() {  // give up the whole block
+[[noreturn]] void leave() {  // give up the block
     void *forgotten;
     emulated_switch(&forgotten, worker->scheduler);
     __builtin_unreachable();
 }
 
-static void note(const std::string &error) {
-    Launch &launch = *worker->launch;
-    std::lock_guard<std::mutex> lock(launch.mutex);
-    if (launch.error.empty()) launch.error = error;
-    launch.stop = true;
-}
-
-[[noreturn]] static void fail(const std::string &what) {
-    note(where(*worker, *worker->current) + ": " + what);
-    leave();
-}
-
-// ---- Fibers
-
-static void fiber();
-
-// Somebody else's turn. A thread that has not begun gets a stack of its own; if none is left and nobody can go
-// on, the scheduler finds out why.
-static void yield_to_next() {
+// Somebody else's turn: a thread that can go on, or one that has not begun. The current one comes back here when
+// `release` has put it among those that can go on, and its turn comes. If nobody can, there may be a suspect, who
+// wants to know what everybody else does; else run_block() finds out why.
+void give_way(bool newest_first) {
     Worker &w = *worker;
-    void **mine = &w.current->stack_pointer;
-    if (w.launch->stop.load(std::memory_order_relaxed)) leave();
-    if (w.head != w.tail) {
-        w.current = &w.threads[w.ready[w.head++ % MOST_THREADS]];
-        emulated_switch(mine, w.current->stack_pointer);
-    } else if (w.started < w.launch->threads) {
-        char *top = w.stacks + (w.started + 1) * STACK;
-        void **frame = (void **)top - 24;  // what emulated_switch pops: registers, then where to go
-        memset(frame, 0, 24 * sizeof(void *));
-#if defined(__x86_64__)
-        frame[6] = (void *)fiber;
-#else
-        frame[11] = (void *)fiber;  // x30
-#endif
-        emulated_switch(mine, frame);
-    } else {
-        emulated_switch(mine, w.scheduler);
-    }
+    Thread &me = *w.current;
+    if (interrupted || w.block_number > w.launch->failed_block) leave();
+    bool unstarted = w.started < w.launch->threads;
+    Thread *next = nullptr;
+    if (w.head != w.tail && !(newest_first && unstarted))
+        next = &w.threads[w.ready[w.head++ % MOST_THREADS]];
+    else if (!unstarted)
+        next = w.suspect;
+    if (next == &me) return;
+    void *where = next ? next->stack_pointer : unstarted ? new_fiber(w.started) : w.scheduler;
+    if (next) w.current = next;
+    emulated_switch(&me.stack_pointer, where);
 }
 
-static void check_waiting();
-
-// A fiber runs threads to their end, one after the other on the same stack, until all of the block have begun.
-static void fiber() {
+// What a fiber does: run threads to their ends, one after the other, until all of the block have begun.
+static void run_threads() {
     Worker &w = *worker;
     const Launch &launch = *w.launch;
-    while (w.started < launch.threads) {
+    char *stack = w.stacks + w.started * STACK;
+    do {
         unsigned i = w.started++;
-        w.current = &w.threads[i];
-        Thread &t = *w.current;
+        Thread &t = *(w.current = &w.threads[i]);
         t.index = {i % launch.block.x, i / launch.block.x % launch.block.y, i / launch.block.x / launch.block.y};
+        t.packed_index = t.index.x | uint64_t(t.index.y) << 32 | uint64_t(t.index.z) << 48;
         t.state = RUNS;
+        t.stack = stack;
         t.group = 0;
         t.copies.clear();
         launch.kernel(launch.values);
-        w.current->state = EXITED;
+        t.state = EXITED;
         w.exited++;
-        if (w.head != w.tail) break;
-    }
-    yield_to_next();
+    } while (w.head == w.tail && w.started < launch.threads);
+    give_way(false);
     __builtin_unreachable();
 }
+
+static void explain_waiting();
 
 static void run_block(uint64_t number) {
     Worker &w = *worker;
     const Launch &launch = *w.launch;
+    w.block_number = number;
     w.block = {unsigned(number % launch.grid.x), unsigned(number / launch.grid.x % launch.grid.y),
                unsigned(number / launch.grid.x / launch.grid.y)};
+    w.packed_block = w.block.x | uint64_t(w.block.y) << 32 | uint64_t(w.block.z) << 48;
     w.started = w.exited = w.waiting = w.head = w.tail = 0;
-    w.arrays.clear();
-    w.arena_used = (launch.dynamic_bytes + 127) / 128 * 128;
-    Thread start;  // stands for this function, from which the first fiber is entered
-    w.current = &start;
-    void **frame = (void **)(w.stacks + STACK) - 24;
-    memset(frame, 0, 24 * sizeof(void *));
-#if defined(__x86_64__)
-    frame[6] = (void *)fiber;
-#else
-    frame[11] = (void *)fiber;
-#endif
-    emulated_switch(&w.scheduler, frame);
-    if (w.exited < launch.threads && !launch.stop) check_waiting();
+    for (unsigned i = 0; i < launch.threads; i++) w.threads[i].state = UNSTARTED;
+    memset(w.arena, 0xff, w.arena_used);  // not a number, in every format
+    if (launch.checked) check_begin_block(w);
+    w.current = w.suspect = nullptr;
+    emulated_switch(&w.scheduler, new_fiber(0));
+    if (w.exited < launch.threads && !interrupted && number <= launch.failed_block) explain_waiting();
+}
+
+// ---- Errors
+
+std::string format(const char *text, ...) {
+    char buffer[1024];
+    va_list values;
+    va_start(values, text);
+    vsnprintf(buffer, sizeof buffer, text, values);
+    va_end(values);
+    return buffer;
+}
+std::string text_of(const Index &i) { return format("(%u, %u, %u)", i.x, i.y, i.z); }
+
+void note(const std::string &error) {  // blocks begin in order: in the end the first one's error is told
+    Launch &launch = *worker->launch;
+    std::lock_guard<std::mutex> lock(launch.mutex);
+    if (worker->block_number >= launch.failed_block) return;
+    launch.failed_block = worker->block_number;
+    launch.error = "block " + text_of(worker->block) + error;
+}
+
+void fail(const void *where, const std::string &what) {
+    note(", thread " + text_of(worker->current->index) + ", " + place(where) + ": " + what);
+    leave();
 }
 
 // ---- Waiting for each other
 
-static void check_waiting() {
+static const char *const COLLECTIVES[] = {"__syncwarp", "a shuffle", "__ballot_sync", "__any_sync", "__all_sync"};
+
+// Who waits where, when not all threads came to the same barrier: one phrase for all that are in the same state.
+static void explain_waiting() {
     Worker &w = *worker;
+    struct Group {
+        const Thread *first;
+        unsigned others;
+    };
+    std::vector<Group> groups;
+    const Thread *begin = w.threads, *end = begin + w.launch->threads;
+    const Thread *in_warp = std::find_if(begin, end, [](const Thread &t) { return t.state == IN_WARP; });
+    if (in_warp != end) {  // the others of its warp are those for whom it waits
+        begin += (in_warp - begin) / 32 * 32;
+        end = std::min(begin + 32, end);
+    }
+    for (; begin < end; begin++) {
+        const Thread &t = *begin;
+        auto same = [&](const Group &g) {
+            const Thread &f = *g.first;
+            return f.state == t.state && (t.state == EXITED || (f.line == t.line && f.mask == t.mask));
+        };
+        auto found = std::find_if(groups.begin(), groups.end(), same);
+        if (found == groups.end())
+            groups.push_back({&t, 0});
+        else
+            found->others++;
+    }
+    std::stable_sort(groups.begin(), groups.end(), [](const Group &a, const Group &b) {
+        return (a.first->state == EXITED) < (b.first->state == EXITED);
+    });
     std::string text;
-    int shown = 0;
-    for (unsigned i = 0; i < w.launch->threads && shown < 1; i++)
-        if (w.threads[i].state != EXITED) text = where(w, w.threads[i]), shown++;
-    note(text + ": waits at a barrier or shuffle that the others do not reach.");
+    for (const Group &g : groups) {
+        const Thread &t = *g.first;
+        bool many = g.others > 0;
+        text += (text.empty() ? ": thread " : "; thread ") + text_of(t.index);
+        if (many) text += format(" and %u more", g.others);
+        if (t.state == AT_BARRIER)
+            text += (many ? " wait at __syncthreads in " : " waits at __syncthreads in ") + place(t.place, t.line);
+        else if (t.state == IN_WARP)
+            text += format(many ? " wait in %s with mask 0x%x in " : " waits in %s with mask 0x%x in ",
+                           COLLECTIVES[t.collective], t.mask) + place(t.place);
+        else
+            text += many ? " have returned" : " has returned";
+    }
+    note(text + ". All must come to the same one.");
 }
 
 EXPORT int emulated_syncthreads(int vote, int predicate, int line) {
     Worker &w = *worker;
     Thread &t = *w.current;
-    t.vote = vote, t.line = line, t.value = predicate;
+    unsigned n = w.launch->threads, yes = 0;
+    t.line = line, t.value = predicate, t.mask = 0, t.place = CALLER;
     t.state = AT_BARRIER;
-    if (++w.waiting == w.launch->threads) {
-        unsigned yes = 0;
-        for (unsigned i = 0; i < w.launch->threads; i++) yes += w.threads[i].value;
-        unsigned n = w.launch->threads;
-        int answer = vote == SYNCTHREADS_COUNT ? yes : vote == SYNCTHREADS_AND ? yes == n : yes > 0;
-        w.waiting = 0;
-        for (unsigned i = 0; i < n; i++) {
-            w.threads[i].value = answer;
-            if (&w.threads[i] != &t) w.release(i);
-        }
-        t.state = RUNS;
-        return answer;
-    }
-    yield_to_next();
-    return w.threads[&t - w.threads].value;
-}
-
-EXPORT uint64_t emulated_warp(int collective, unsigned mask, uint64_t value, int source) {
-    Worker &w = *worker;
-    Thread &t = *w.current;
-    unsigned first = (&t - w.threads) & ~31u, lanes = w.launch->threads - first;
-    unsigned wanted = lanes < 32 ? mask & ((1u << lanes) - 1) : mask;
-    t.collective = collective, t.mask = mask, t.value = value, t.source = source;
-    t.state = IN_WARP;
-    Thread *warp = w.threads + first;
-    unsigned here = 0, votes = 0;
-    for (unsigned lane = 0; lane < 32; lane++)
-        if (wanted >> lane & 1 && first + lane < w.started && warp[lane].state == IN_WARP &&
-            warp[lane].mask == mask && warp[lane].collective == collective) {
-            here |= 1u << lane;
-            if (warp[lane].value) votes |= 1u << lane;
-        }
-    if (here != wanted) {
-        yield_to_next();
+    if (++w.waiting < n) {
+        give_way(false);
         return t.value;
     }
-    uint64_t values[32];
-    for (unsigned lane = 0; lane < 32; lane++) values[lane] = warp[lane].value;
-    for (unsigned lane = 0; lane < 32; lane++) {
-        if (!(wanted >> lane & 1)) continue;
-        Thread &its = warp[lane];
-        switch (collective) {
-            case SHUFFLE: its.value = values[its.source & 31]; break;
-            case BALLOT: its.value = votes; break;
-            case ANY: its.value = votes != 0; break;
-            case ALL: its.value = votes == wanted; break;
+    for (unsigned i = 0; i < n; i++) {
+        yes += w.threads[i].value;
+        if (w.launch->checked && w.threads[i].line != line) {
+            explain_waiting();
+            leave();
         }
-        if (&its != &t) w.release(first + lane);
     }
-    t.state = RUNS;
+    w.waiting = 0;
+    for (unsigned i = 0; i < n; i++) {
+        w.threads[i].value = vote == SYNCTHREADS_COUNT ? yes : vote == SYNCTHREADS_AND ? yes == n : yes > 0;
+        w.release(i);
+    }
+    if (w.launch->checked) check_barrier(w);
+    give_way(false);
     return t.value;
 }
 
-EXPORT unsigned emulated_activemask() {
+// Lanes wait until all of the mask have come; the last one hands out the results.
+EXPORT uint64_t emulated_warp(int collective, unsigned mask, uint64_t value, int source) {
     Worker &w = *worker;
-    unsigned first = (w.current - w.threads) & ~31u, mask = 0;
+    Thread &t = *w.current;
+    unsigned first = w.number(t) & ~31u, lanes = std::min(w.launch->threads - first, 32u);
+    unsigned all = lanes < 32 ? (1u << lanes) - 1 : ~0u, wanted = mask & all, came = 0, votes = 0;
+    Thread *warp = w.threads + first;
+    t.collective = collective, t.mask = mask, t.value = value, t.source = source, t.line = 0, t.place = CALLER;
+    t.state = IN_WARP;
+    if (!(wanted >> (w.number(t) - first) & 1))
+        fail(CALLER, format("calls %s with mask 0x%x, in which its own lane, %u, is not.", COLLECTIVES[collective],
+                            mask, w.number(t) - first));
+    for (unsigned lane = 0; lane < lanes; lane++) {
+        const Thread &its = warp[lane];
+        if (!(wanted >> lane & 1)) continue;
+        if (its.state == EXITED)
+            fail(CALLER, format("waits in %s with mask 0x%x for lane %u, thread ", COLLECTIVES[collective], mask,
+                                lane) + text_of(its.index) + ", which has returned.");
+        if (its.state != IN_WARP || its.mask != mask || its.collective != collective) continue;
+        came |= 1u << lane;
+        votes |= unsigned(its.value != 0) << lane;
+    }
+    if (came != wanted) {
+        give_way(false);
+        return t.value;
+    }
+    uint64_t values[32];
+    for (unsigned lane = 0; lane < lanes; lane++) values[lane] = warp[lane].value;
+    for (unsigned lane = 0; lane < lanes; lane++) {
+        if (!(wanted >> lane & 1)) continue;
+        Thread &its = warp[lane];
+        if (collective == BALLOT) its.value = votes;
+        if (collective == ANY) its.value = votes != 0;
+        if (collective == ALL) its.value = votes == wanted;
+        if (collective == SHUFFLE) {
+            if (!(wanted >> (its.source & 31) & 1)) {
+                w.current = &its;
+                fail(its.place, format("takes the value of lane %d, which is not in this shuffle: the mask is 0x%x, "
+                                       "and the warp has %u threads.", its.source & 31, mask, lanes));
+            }
+            its.value = values[its.source & 31];
+        }
+        w.release(first + lane);
+    }
+    if (collective == SYNCWARP && w.launch->checked) check_synced(w, first, wanted, wanted == all);
+    give_way(false);
+    return t.value;
+}
+
+EXPORT unsigned emulated_activemask() {  // as if no two lanes had parted
+    Worker &w = *worker;
+    unsigned first = w.number(*w.current) & ~31u, mask = 0;
     for (unsigned lane = 0; lane < 32 && first + lane < w.launch->threads; lane++)
-        if (first + lane >= w.started || w.threads[first + lane].state != EXITED) mask |= 1u << lane;
+        mask |= unsigned(w.threads[first + lane].state != EXITED) << lane;
     return mask;
 }
 
-// ---- Where a thread is
+EXPORT uint64_t emulated_threadIdx() { return worker->current->packed_index; }
+EXPORT uint64_t emulated_blockIdx() { return worker->packed_block; }
+EXPORT uint64_t emulated_blockDim() { return worker->launch->packed_block; }
+EXPORT uint64_t emulated_gridDim() { return worker->launch->packed_grid; }
 
-EXPORT Index emulated_threadIdx() { return worker->current->index; }
-EXPORT Index emulated_blockIdx() { return worker->block; }
-EXPORT Index emulated_blockDim() { return worker->launch->block; }
-EXPORT Index emulated_gridDim() { return worker->launch->grid; }
+// ---- Shared memory: the dynamic part first, then every array where its declaration is first met
 
-// ---- Memory
+static char *place_array(const SharedArray *array, const void *place) {
+    unsigned alignment = std::max(array->alignment, 16u);
+    Worker &w = *worker;
+    unsigned begin = (w.arena_used + alignment - 1) / alignment * alignment;
+    unsigned arrays = begin + array->bytes - (w.launch->dynamic_bytes + GAP * w.arrays.size());
+    if (arrays > STATIC_SHARED)
+        fail(place, format("%s and the __shared__ arrays before it take %u bytes; a block has at most %u. More is "
+                            "possible as extern __shared__, with its size in the launch.", array->name, arrays,
+                            STATIC_SHARED));
+    Placed placed{array, w.arena + begin, w.arena + begin + array->bytes};
+    memset(placed.begin, 0xff, array->bytes);
+    w.arena_used = begin + array->bytes + GAP;
+    w.arrays.push_back(placed);
+    if (w.launch->checked) check_placed(w, placed);
+    return placed.begin;
+}
 
 EXPORT void *emulated_shared(const SharedArray *array) {
-    Worker &w = *worker;
-    for (auto &[known, address] : w.arrays)
-        if (known == array) return address;
-    size_t begin = (w.arena_used + array->alignment - 1) / array->alignment * array->alignment;
-    w.arena_used = begin + array->bytes;
-    if (w.arena_used > STATIC_LIMIT + w.launch->dynamic_bytes)
-        fail("__shared__ arrays of the kernel take more than 48 KiB.");
-    memset(w.arena + begin, 0xff, array->bytes);
-    w.arrays.emplace_back(array, w.arena + begin);
-    return w.arena + begin;
+    for (const Placed &placed : worker->arrays)
+        if (placed.array == array) return placed.begin;
+    return place_array(array, CALLER);
 }
 
-EXPORT void *emulated_dynamic_shared(const char *) { return worker->arena; }
+EXPORT void *emulated_dynamic_shared(const SharedArray *array) {
+    worker->arrays[0].array = array;
+    return worker->arena;
+}
 
-EXPORT void emulated_copy_async(void *to, const void *from, unsigned bytes, unsigned zeros) {
-    Copy copy{to, bytes, worker->current->group, {}};
+EXPORT void emulated_copy_async(char *to, const void *from, unsigned bytes, unsigned zeros) {
+    Thread &t = *worker->current;
+    Copy copy{to, bytes, t.group, {}, CALLER};
+    if (bytes != 4 && bytes != 8 && bytes != 16)
+        fail(CALLER, format("__pipeline_memcpy_async copies 4, 8 or 16 bytes, not %u.", bytes));
+    if (worker->launch->checked) {
+        if (zeros < bytes) check_access(from, bytes - zeros, false, false, CALLER);
+        check_copy_ordered(copy);
+    }
     memcpy(copy.data, from, bytes - zeros);
-    worker->current->copies.push_back(copy);
+    t.copies.push_back(copy);
 }
 EXPORT void emulated_commit() { worker->current->group++; }
-EXPORT void emulated_wait_prior(int n) {
+EXPORT void emulated_wait_prior(int n) {  // all but the last n groups arrive
     Thread &t = *worker->current;
-    size_t kept = 0;
-    for (Copy &copy : t.copies)
-        if (copy.group < t.group - n)
-            memcpy(copy.to, copy.data, copy.bytes);
-        else
-            t.copies[kept++] = copy;
-    t.copies.resize(kept);
+    auto waits = [&](const Copy &copy) {
+        if (copy.group >= t.group - n) return true;
+        if (worker->launch->checked) check_copy_arrives(copy);
+        memcpy(copy.to, copy.data, copy.bytes);
+        return false;
+    };
+    t.copies.erase(std::stable_partition(t.copies.begin(), t.copies.end(), waits), t.copies.end());
 }
 
-EXPORT void emulated_threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+// ---- Atomics
 
 template <class Word>
-static Word update(void *address, Word (*function)(Word, Word), Word value) {
-    Word old = __atomic_load_n((Word *)address, __ATOMIC_RELAXED);
-    while (!__atomic_compare_exchange_n((Word *)address, &old, function(old, value), true, __ATOMIC_SEQ_CST,
-                                        __ATOMIC_RELAXED)) {
+static Word update(void *address, Word (*function)(Word, Word), Word value, const void *place) {
+    if (worker->launch->checked) check_access(address, sizeof(Word), true, true, place);
+    Word *word = static_cast<Word *>(address), old = __atomic_load_n(word, __ATOMIC_RELAXED);
+    while (!__atomic_compare_exchange_n(word, &old, function(old, value), true, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)) {
     }
     return old;
 }
 template <class Word>
-static Word exchange_if(void *address, Word compare, Word value) {
-    __atomic_compare_exchange_n((Word *)address, &compare, value, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
-    Worker &w = *worker;
-    w.release(w.current - w.threads);  // a thread that waits for another one's value must let it run
-    yield_to_next();
+static Word exchange_if(void *address, Word compare, Word value, const void *place) {
+    if (worker->launch->checked) check_access(address, sizeof(Word), true, true, place);
+    Word *word = static_cast<Word *>(address);
+    if (!__atomic_compare_exchange_n(word, &compare, value, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)) {
+        worker->release(worker->number(*worker->current));  // whoever holds the lock must be able to go on
+        give_way(true);
+    }
     return compare;
 }
-EXPORT uint32_t emulated_atomic32(void *p, uint32_t (*f)(uint32_t, uint32_t), uint32_t v) { return update(p, f, v); }
-EXPORT uint64_t emulated_atomic64(void *p, uint64_t (*f)(uint64_t, uint64_t), uint64_t v) { return update(p, f, v); }
-EXPORT uint32_t emulated_atomic_cas32(void *p, uint32_t compare, uint32_t v) { return exchange_if(p, compare, v); }
-EXPORT uint64_t emulated_atomic_cas64(void *p, uint64_t compare, uint64_t v) { return exchange_if(p, compare, v); }
+EXPORT uint32_t emulated_atomic32(void *p, uint32_t (*f)(uint32_t, uint32_t), uint32_t v) {
+    return update(p, f, v, CALLER);
+}
+EXPORT uint64_t emulated_atomic64(void *p, uint64_t (*f)(uint64_t, uint64_t), uint64_t v) {
+    return update(p, f, v, CALLER);
+}
+EXPORT uint32_t emulated_atomic_cas32(void *p, uint32_t compare, uint32_t v) {
+    return exchange_if(p, compare, v, CALLER);
+}
+EXPORT uint64_t emulated_atomic_cas64(void *p, uint64_t compare, uint64_t v) {
+    return exchange_if(p, compare, v, CALLER);
+}
+EXPORT void emulated_threadfence() { worker->launch->fenced = true; }
 
-EXPORT void emulated_fail(const char *message) { fail(message); }
+// ---- What a kernel says
+
+EXPORT void emulated_fail(const char *what) { fail(CALLER, what); }
+
 static std::mutex printing;
 static std::string printed;
-EXPORT int emulated_printf(const char *format, ...) {
-    char text[1024];
-    va_list arguments;
-    va_start(arguments, format);
-    int n = vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
+
+EXPORT int emulated_printf(const char *text, ...) {
+    char line[1024];
+    va_list values;
+    va_start(values, text);
+    int n = vsnprintf(line, sizeof line, text, values);
+    va_end(values);
     std::lock_guard<std::mutex> lock(printing);
-    printed += text;
+    printed += line;
     return n;
 }
-EXPORT const char *emulated_printed() {  // and forget it
-    static std::string last;
-    last.swap(printed);
-    printed.clear();
-    return last.c_str();
+EXPORT int emulated_printed(char *text, int size) {  // Python takes it, piece by piece
+    std::lock_guard<std::mutex> lock(printing);
+    size_t n = std::min(printed.size(), size_t(size));
+    memcpy(text, printed.data(), n);
+    printed.erase(0, n);
+    return n;
 }
 
 // ---- A launch
 
 static std::mutex idle_mutex;
-static std::vector<Worker *> idle;  // kept with their stacks for the next launch
+static std::vector<Worker *> idle;  // with their stacks, for the next launch
 
-static void work(Launch *launch) {
+Worker::Worker() {
+    stacks = static_cast<char *>(mmap(nullptr, STACK * MOST_THREADS, PROT_READ | PROT_WRITE,
+                                      MAP_PRIVATE | MAP_ANON | MAP_NORESERVE, -1, 0));
+    for (unsigned i = 0; i < MOST_THREADS; i++) mprotect(stacks + i * STACK, 4096, PROT_NONE);
+    arena = static_cast<char *>(mmap(nullptr, ARENA, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0));
+}
+
+// Take blocks until there are none. A launch that takes longer than it takes to start threads gets `helpers`.
+static void work(Launch *launch, int helpers) {
     {
         std::lock_guard<std::mutex> lock(idle_mutex);
-        if (idle.empty()) idle.push_back(new Worker);
+        if (idle.empty()) idle.push_back(new Worker());
         worker = idle.back();
         idle.pop_back();
     }
-    worker->launch = launch;
-    for (uint64_t block; !launch->stop && (block = launch->next_block++) < launch->blocks;) run_block(block);
+    Worker &w = *worker;
+    static const SharedArray unnamed{"the dynamic shared memory", 0, 16, 1, 1, 1, 1};
+    w.launch = launch;
+    w.arrays.assign(1, {&unnamed, w.arena, w.arena + launch->dynamic_bytes});
+    w.arena_used = launch->dynamic_bytes + GAP;
+    if (launch->checked) check_placed(w, w.arrays[0]);
+    stack_t before, during{};
+    during.ss_sp = w.signal_stack, during.ss_size = sizeof w.signal_stack;
+    sigaltstack(&during, &before);
+
+    std::vector<std::thread> others;
+    auto begin = std::chrono::steady_clock::now();
+    while (!interrupted) {
+        uint64_t block = launch->next_block++;
+        if (block >= launch->blocks || block > launch->failed_block) break;
+        run_block(block);
+        uint64_t left = launch->blocks - block - 1;
+        if (helpers && left && std::chrono::steady_clock::now() - begin > std::chrono::microseconds(100))
+            for (left = std::min(left, uint64_t(helpers)), helpers = 0; left; left--)
+                others.emplace_back(work, launch, 0);
+    }
+    w.current = nullptr;
+    for (std::thread &other : others) other.join();
+    sigaltstack(&before, nullptr);
     std::lock_guard<std::mutex> lock(idle_mutex);
-    idle.push_back(worker);
+    idle.push_back(&w);
+    worker = nullptr;
 }
 
-// -> the number of characters of the error's text, 0 if there is none
-EXPORT int emulated_launch(void (*kernel)(void **), void **values, const unsigned *grid, const unsigned *block,
-                           unsigned dynamic_bytes, int workers, char *error, int size) {
-    Launch launch;
-    launch.kernel = kernel;
-    launch.values = values;
-    launch.grid = {grid[0], grid[1], grid[2]};
-    launch.block = {block[0], block[1], block[2]};
-    launch.threads = block[0] * block[1] * block[2];
-    launch.blocks = uint64_t(grid[0]) * grid[1] * grid[2];
-    launch.dynamic_bytes = dynamic_bytes;
-    std::vector<std::thread> others;
-    for (uint64_t i = 1; i < uint64_t(workers) && i < launch.blocks; i++) others.emplace_back(work, &launch);
-    work(&launch);
-    for (std::thread &other : others) other.join();
-    return snprintf(error, size, "%s", launch.error.c_str());
+// While kernels run, Ctrl-C asks them to stop, and a fault is the error of the thread that made it.
+static void *interrupted_at(void *context) {
+    auto &machine = static_cast<ucontext_t *>(context)->uc_mcontext;
+#if defined(__APPLE__) && defined(__x86_64__)
+    uint64_t at = machine->__ss.__rip;
+#elif defined(__APPLE__)
+    uint64_t at = machine->__ss.__pc;
+#elif defined(__x86_64__)
+    uint64_t at = machine.gregs[REG_RIP];
+#else
+    uint64_t at = machine.pc;
+#endif
+    return reinterpret_cast<void *>(at + 1);  // as if it were the place to which a call returns
+}
+
+static void on_signal(int signal, siginfo_t *about, void *context) {
+    if (signal == SIGINT) {
+        interrupted = true;
+        return;
+    }
+    if (!worker || !worker->current) {  // not ours
+        struct sigaction usual{};
+        usual.sa_handler = SIG_DFL;
+        sigaction(signal, &usual, nullptr);
+        return;
+    }
+    char *address = static_cast<char *>(about->si_addr), *stack = worker->current->stack;
+    void *place = interrupted_at(context);
+    if (signal == SIGFPE) fail(place, "divides by zero.");
+    if (address >= stack - STACK && address < stack + STACK / 8) fail(place, TOO_DEEP);
+    fail(place, format("touches the address 0x%llx, where there is nothing.",
+                       reinterpret_cast<unsigned long long>(address)));
+}
+
+static const int SIGNALS[] = {SIGINT, SIGSEGV, SIGBUS, SIGFPE};
+static std::mutex signals_mutex;
+static int running;
+static struct sigaction usual[4];
+
+static void take_signals(bool take) {  // the first launch takes them, the last one gives them back
+    std::lock_guard<std::mutex> lock(signals_mutex);
+    if (take ? running++ : --running) return;
+    if (take) interrupted = false;
+    struct sigaction ours{};
+    ours.sa_sigaction = on_signal;
+    ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    for (int i = 0; i < 4; i++) sigaction(SIGNALS[i], take ? &ours : &usual[i], take ? &usual[i] : nullptr);
+}
+
+// Runs all blocks, and copies the error's text: its length, 0 for none, or -1 after Ctrl-C.
+EXPORT int emulated_launch(void (*kernel)(void **), void **values, const Argument *arguments, int n_arguments,
+                           const unsigned *grid, const unsigned *block, unsigned dynamic_bytes, int workers,
+                           int checked, char *error, int size) {
+    static std::atomic<uint64_t> launches;
+    std::string told;
+    take_signals(true);
+    while (true) {
+        Launch launch;
+        launch.kernel = kernel;
+        launch.values = values;
+        launch.arguments.assign(arguments, arguments + n_arguments);
+        launch.grid = {grid[0], grid[1], grid[2]};
+        launch.block = {block[0], block[1], block[2]};
+        launch.packed_grid = grid[0] | uint64_t(grid[1]) << 32 | uint64_t(grid[2]) << 48;
+        launch.packed_block = block[0] | uint64_t(block[1]) << 32 | uint64_t(block[2]) << 48;
+        launch.threads = block[0] * block[1] * block[2];
+        launch.blocks = uint64_t(grid[0]) * grid[1] * grid[2];
+        launch.dynamic_bytes = dynamic_bytes;
+        launch.checked = checked;
+        launch.number = ++launches;
+        size_t before = printed.size();
+        if (checked) check_begin_launch(launch);
+        work(&launch, workers - 1);
+        if (checked) check_end_launch(launch);
+        if (told.empty() || !launch.error.empty()) told = launch.error;
+        if (launch.error.empty() || !checked || workers == 1 || interrupted) break;
+        // Which of two blocks is caught in a race depends on who is faster. The arguments are as they were: once
+        // more, one block after the other, and the error is the same every time.
+        workers = 1;
+        printed.resize(before);
+    }
+    take_signals(false);
+    return interrupted ? -1 : snprintf(error, size, "%s", told.c_str());
 }

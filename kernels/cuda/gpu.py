@@ -16,7 +16,7 @@ from torch._subclasses import FakeTensor
 from torch.nn import Parameter
 
 from kernels.cuda import driver, nvrtc
-from kernels.cuda.arguments import INTEGERS, check_arguments, launch_shape
+from kernels.cuda.arguments import INTEGERS, check_arguments, launch_shape, place
 from kernels.cuda.signature import DTYPES, TENSOR_MAP, Signature
 from kernels.cuda.signature import Parameter as Argument
 from kernels.cuda.tensor_map import TensorMap
@@ -114,7 +114,7 @@ class Launch:
 
         Tensors that have shapes only, as `torch.compile` traces with, launch nothing.
         """
-        kernel, device, values = self.kernel, -1, []
+        kernel, device, values = self.kernel, None, []
         kinds = kernel.kinds
         if len(arguments) != len(kinds):
             check_arguments(kernel.signature, arguments, "cuda")
@@ -123,11 +123,11 @@ class Launch:
             if (its is Tensor or its is Parameter) and a.dtype is kind:
                 index = a.get_device()
                 if index != device:
-                    if device != -1 or index < 0:
+                    if device is not None or index < 0:
                         return self._otherwise(arguments)
                     device = index
                 values.append(a.data_ptr())
-            elif its is kind and kind is not TensorMap:
+            elif its is kind:
                 values.append(a)
             elif a is None and type(kind) is torch.dtype:
                 values.append(0)
@@ -135,10 +135,10 @@ class Launch:
                 return self._otherwise(arguments)
         self._start(device, values, arguments)
 
-    def _start(self, device: int, values: list, arguments: tuple) -> None:
+    def _start(self, device: int | None, values: list, arguments: tuple) -> None:
         current = torch._C._cuda_getDevice()
         if device != current:
-            if device == -1:  # no tensor says which
+            if device is None:  # no tensor says which
                 device = current
             else:
                 with torch.cuda.device(device):
@@ -151,9 +151,9 @@ class Launch:
         with kernel.lock:
             try:
                 kernel.pack(kernel.buffer, 0, *values)
-            except (struct.error, OverflowError):
+            except (struct.error, OverflowError) as wrong:
                 check_arguments(kernel.signature, arguments, f"cuda:{device}")
-                raise
+                raise ValueError(f"{kernel.signature}: {wrong}.") from wrong
             told.stream = torch._C._cuda_getCurrentRawStream(device)
             code = launch(address, handle, kernel.addresses, None)
             if code == driver.INVALID_CONTEXT:  # a thread that has not called PyTorch yet
@@ -187,15 +187,15 @@ class Launch:
     def _otherwise(self, arguments: tuple) -> None:
         """What is rare: other kinds of numbers, tensors of other classes, and what is wrong."""
         tensors = [a for a in arguments if isinstance(a, Tensor)]
-        devices = [x.device for x in tensors if x.is_cuda] or [torch.device("cuda")]
-        check_arguments(self.kernel.signature, arguments, str(devices[0]))
+        places = [where for where in map(place, tensors) if where.startswith("cuda")] or ["cuda"]
+        check_arguments(self.kernel.signature, arguments, places[0])
         if any(isinstance(x, FakeTensor) for x in tensors):
             return
         values = [
             value.data_ptr() if isinstance(value, Tensor) else _number(parameter, value)
             for parameter, value in zip(self.kernel.signature.parameters, arguments)
         ]
-        self._start(devices[0].index if tensors else -1, values, arguments)
+        self._start(tensors[0].get_device() if tensors else None, values, arguments)
 
 
 def _kind(parameter: Argument):
@@ -214,7 +214,7 @@ def _number(parameter: Argument, value):
     if parameter.pointer:
         return 0
     if parameter.type == TENSOR_MAP:
-        return value.opaque
+        return value
     if parameter.type == "__nv_bfloat16":
         return torch.tensor(value, dtype=torch.bfloat16).view(torch.uint16).item()
     return operator.index(value) if parameter.type in INTEGERS else value

@@ -9,12 +9,12 @@
 
 __device__ void add_bias(float *four, const scalar *bias, int column, int C_out) {
     if (bias == nullptr) return;
-    const Four<scalar> b = read_four(bias + column, C_out - column);
+    const Pack<scalar> b = read_four(bias + column, C_out - column);
 #pragma unroll
     for (int i = 0; i < 4; i++) four[i] += float(b.x[i]);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) linear_forward(
+extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) linear_forward(
     const scalar *x, const scalar *weight, const scalar *bias, scalar *y, int x_row, int x_column, int w_row,
     int w_column, int rows, int C_out, int C_in) {
     Tile<> tile(corner(blockIdx.x, rows, C_out));
@@ -26,7 +26,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear_forward(
 }
 
 // pre = x W^T + bias, which the backward pass needs, and h = gelu(pre), both stored from the registers.
-extern "C" __global__ void __launch_bounds__(THREADS) linear_forward_gelu(
+extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) linear_forward_gelu(
     const scalar *x, const scalar *weight, const scalar *bias, scalar *pre, scalar *h, int x_row, int x_column,
     int w_row, int w_column, int rows, int C_out, int C_in) {
     Tile<> tile(corner(blockIdx.x, rows, C_out));
@@ -41,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear_forward_gelu(
     });
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) linear_dx(
+extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) linear_dx(
     const scalar *dy, const scalar *weight, scalar *dx, int dy_row, int dy_column, int w_row, int w_column, int rows,
     int C_out, int C_in) {
     Tile<> tile(corner(blockIdx.x, rows, C_in));
@@ -52,14 +52,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear_dx(
 }
 
 // dpre = (dy W) gelu'(pre): the gradient of h never stands in memory.
-extern "C" __global__ void __launch_bounds__(THREADS) linear_dx_gelu(
+extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) linear_dx_gelu(
     const scalar *dy, const scalar *weight, const scalar *pre, scalar *dpre, int dy_row, int dy_column, int w_row,
     int w_column, int rows, int C_out, int C_in) {
     Tile<> tile(corner(blockIdx.x, rows, C_in));
     tile.multiply({dy, rows, dy_row, dy_column}, {weight, C_in, w_column, w_row}, 0, C_out);
     tile.finish(rows, C_in, [&](float *sums, int row, int column) {
         const int64_t place = int64_t(row) * C_in + column;
-        const Four<scalar> p = read_four(pre + place, C_in - column);
+        const Pack<scalar> p = read_four(pre + place, C_in - column);
 #pragma unroll
         for (int i = 0; i < 4; i++) sums[i] *= gelu_slope(float(p.x[i]));
         write_four(dpre + place, C_in - column, sums);
@@ -83,7 +83,7 @@ __device__ void store_gradients(Tile<true> &tile, T *dweight, T *dbias, int C_ou
 // dW = dy^T x sums over all rows, of which there are many, into a matrix that may be small. So that there is
 // work for the whole GPU, blockIdx.y tells which k_part rows a block sums; with several, the sums go to parts
 // (gridDim.y, C_out C_in + C_out), the bias's after the weight's, and `sum_dweight` adds those.
-extern "C" __global__ void __launch_bounds__(THREADS) linear_dweight(
+extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) linear_dweight(
     const scalar *dy, const scalar *x, scalar *dweight, scalar *dbias, float *parts, int dy_row, int dy_column,
     int x_row, int x_column, int k_part, int rows, int C_out, int C_in) {
     const int k_begin = blockIdx.y * k_part;

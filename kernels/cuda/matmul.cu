@@ -15,7 +15,7 @@ __device__ float finished(float sum, float alpha, const scalar *bias, int column
 
 // One block a tile of one matrix: blockIdx.x counts tiles, then matrices. With `parts`, blockIdx.y tells which
 // k_part numbers of K to sum, and the sums go to parts `(gridDim.y, matrices, M, N)`.
-extern "C" __global__ void __launch_bounds__(THREADS) matmul(
+extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) matmul(
     const scalar *a, const scalar *b, const scalar *bias, scalar *c, float *parts, int M, int N, int K, int k_part,
     int inner, int64_t a_outer, int64_t a_inner, int a_row, int a_column, int64_t b_outer, int64_t b_inner, int b_row,
     int b_column, int64_t c_outer, int64_t c_inner, int c_row, float alpha, bool add) {

@@ -13,6 +13,8 @@
 // Two slabs take turns: while one is multiplied, the next one is on its way from memory.
 #pragma once
 
+#include "four.cuh"
+
 #ifndef BLOCK_M
 #define BLOCK_M 64
 #define BLOCK_N 64
@@ -23,42 +25,8 @@
 
 constexpr int THREADS_M = BLOCK_M / THREAD_M, THREADS_N = BLOCK_N / THREAD_N;
 constexpr int THREADS = THREADS_M * THREADS_N;
+constexpr int AT_ONCE = 512 / THREADS;  // blocks that a processor shall hold: then a thread has 128 registers
 static_assert(THREAD_M % 4 == 0 && THREAD_N % 4 == 0, "numbers are read four at a time");
-
-// Four neighbours in memory, which one instruction can move if they begin at a multiple of their size.
-template <class T>
-struct alignas(4 * sizeof(T)) Four {
-    T x[4];
-};
-
-template <class T>
-__device__ bool in_one_piece(const T *place, int count) {
-    return count >= 4 && reinterpret_cast<uint64_t>(place) % sizeof(Four<T>) == 0;
-}
-
-// The first `count` of four numbers at `place`, and zeros for the others.
-template <class T>
-__device__ Four<T> read_four(const T *place, int count, int stride = 1) {
-    if (stride == 1 && in_one_piece(place, count)) return *reinterpret_cast<const Four<T> *>(place);
-    Four<T> four;
-#pragma unroll
-    for (int i = 0; i < 4; i++) four.x[i] = i < count ? place[int64_t(i) * stride] : T(0.0f);
-    return four;
-}
-
-template <class T>
-__device__ void write_four(T *place, int count, const float *values) {
-    Four<T> four;
-#pragma unroll
-    for (int i = 0; i < 4; i++) four.x[i] = T(values[i]);
-    if (in_one_piece(place, count)) {
-        *reinterpret_cast<Four<T> *>(place) = four;
-        return;
-    }
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-        if (i < count) place[i] = four.x[i];
-}
 
 // One factor of a product, seen the same way for both: A as its M rows, B as its N columns, each a line of K
 // numbers. Its two strides say where they lie: a transposed matrix is the same memory with its strides exchanged.
@@ -82,7 +50,7 @@ __device__ Group group_of(int i, bool along_k) {
 
 // Memory to registers: this thread's groups of the slab of BLOCK lines that begins at (line, k).
 template <int BLOCK, int GROUPS>
-__device__ void fetch(Four<scalar> (&groups)[GROUPS], const Lines &lines, int line, int k, int k_end) {
+__device__ void fetch(Pack<scalar> (&groups)[GROUPS], const Lines &lines, int line, int k, int k_end) {
     const bool along_k = lines.k_stride == 1;
 #pragma unroll
     for (int i = 0; i < GROUPS; i++) {
@@ -100,7 +68,7 @@ __device__ void fetch(Four<scalar> (&groups)[GROUPS], const Lines &lines, int li
 // Registers to shared memory, as float: the slab lies there line beside line, whichever way it came.
 // Four columns more than there are lines put the numbers of one line into different banks.
 template <int BLOCK, int GROUPS>
-__device__ void stash(float (&slab)[BLOCK_K][BLOCK + 4], const Four<scalar> (&groups)[GROUPS],
+__device__ void stash(float (&slab)[BLOCK_K][BLOCK + 4], const Pack<scalar> (&groups)[GROUPS],
                       const Lines &lines) {
     const bool along_k = lines.k_stride == 1;
 #pragma unroll
@@ -110,10 +78,7 @@ __device__ void stash(float (&slab)[BLOCK_K][BLOCK + 4], const Four<scalar> (&gr
 #pragma unroll
             for (int j = 0; j < 4; j++) slab[g.k + j][g.line] = float(groups[i].x[j]);
         } else {
-            Four<float> four;
-#pragma unroll
-            for (int j = 0; j < 4; j++) four.x[j] = float(groups[i].x[j]);
-            *reinterpret_cast<Four<float> *>(&slab[g.k][g.line]) = four;
+            *reinterpret_cast<Pack<float> *>(&slab[g.k][g.line]) = as_floats(groups[i]);
         }
     }
 }
@@ -129,7 +94,7 @@ template <int THREADS, int COUNT>
 __device__ void take_share(float (&numbers)[COUNT], const float *row, int thread) {
 #pragma unroll
     for (int i = 0; i < COUNT; i += 4) {
-        const Four<float> four = *reinterpret_cast<const Four<float> *>(row + share<THREADS>(thread, i));
+        const Pack<float> four = *reinterpret_cast<const Pack<float> *>(row + share<THREADS>(thread, i));
 #pragma unroll
         for (int j = 0; j < 4; j++) numbers[i + j] = four.x[j];
     }
@@ -164,7 +129,7 @@ struct Tile {
 
     __device__ void multiply(const Lines &a, const Lines &b, int k_begin, int k_end) {
         __shared__ float slabs_a[2][BLOCK_K][BLOCK_M + 4], slabs_b[2][BLOCK_K][BLOCK_N + 4];
-        Four<scalar> next_a[BLOCK_M * BLOCK_K / 4 / THREADS], next_b[BLOCK_N * BLOCK_K / 4 / THREADS];
+        Pack<scalar> next_a[BLOCK_M * BLOCK_K / 4 / THREADS], next_b[BLOCK_N * BLOCK_K / 4 / THREADS];
         fetch<BLOCK_M>(next_a, a, row, k_begin, k_end);
         fetch<BLOCK_N>(next_b, b, column, k_begin, k_end);
         int now = 0;

@@ -1,0 +1,112 @@
+"""Write the README's tables of speeds from the records in `assets/benchmarks/`.
+
+    python tools/results.py     -> README.md, between the two comments that name this file
+
+A time is of forward and backward together; a ratio says how many times as fast the course's kernels are.
+"""
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README, BENCHMARKS = ROOT / "README.md", ROOT / "assets" / "benchmarks"
+BEGIN, END = "<!-- written by tools/results.py -->\n", "<!-- until here -->\n"
+
+LINES = {  # operation -> what the table calls it
+    "rmsnorm": "RMSNorm, width {1}",
+    "layernorm": "LayerNorm, width {1}",
+    "add_rmsnorm": "residual sum and RMSNorm",
+    "add_layernorm": "residual sum and LayerNorm",
+    "softmax": "softmax, width {1}",
+    "swiglu": "SwiGLU",
+    "gelu": "GELU",
+    "rope": "RoPE",
+    "embedding": "embedding, {1} rows",
+    "cross_entropy": "cross-entropy, {1} classes",
+    "linear_cross_entropy": "linear + cross-entropy, {0} tokens, {2} classes",
+    "gelu_mlp": "GELU MLP",
+    "linear": "linear (the model uses PyTorch's)",
+}
+PEERS = ("torch.compile", "torch")
+ATTENTION_PEERS = ("SDPA flash", "SDPA cuDNN")
+
+
+def read(name: str) -> dict:
+    return json.loads((BENCHMARKS / f"{name}.json").read_text())
+
+
+def span(values: list, form: str) -> str:
+    """The smallest and the largest of `values`; one of them if they read the same."""
+    texts = [format(v, form) for v in (min(values), max(values))]
+    return " to ".join(dict.fromkeys(texts))
+
+
+def grouped(results: list[dict]) -> dict[str, list[dict]]:
+    """operation -> for every size, name -> row."""
+    sizes: dict[tuple, dict] = {}
+    for row in results:
+        sizes.setdefault((row["operation"], *row["sizes"]), {})[row["name"]] = row
+    operations: dict[str, list[dict]] = {}
+    for (operation, *_), rows in sizes.items():
+        operations.setdefault(operation, []).append(rows)
+    return operations
+
+
+def line(name: str, sizes: list[dict], peers: tuple[str, str]) -> str:
+    """One row of a table: the ratio to each peer and to the ceiling, over all sizes."""
+    own = [rows["triton"] for rows in sizes]
+    widths = [span(column, ",") for column in zip(*(row["sizes"] for row in own))]
+    against = []
+    for peer in peers:
+        ratios = [sum(rows[peer]["ms"]) / sum(rows["triton"]["ms"]) for rows in sizes]
+        saved = [rows[peer]["peak_mib"] / rows["triton"]["peak_mib"] for rows in sizes]
+        memory = f", {span(saved, '.1f')} × the memory" if min(saved) > 1.45 else ""
+        against.append(span(ratios, ".2f") + memory)
+    ceiling = span([100 * row["of_ceiling"][2] for row in own], ".0f")
+    return f"| {name.format(*widths)} | {against[0]} | {against[1]} | {ceiling} % |\n"
+
+
+def kernels() -> str:
+    record = read("kernels")
+    operations = grouped(record["results"])
+    table = (
+        f"{record['gpu']}, PyTorch {record['torch']}, {record['dtype']}. The ceilings of that run: a copy "
+        f"moved {record['copy_tb_s']:.2f} TB/s, a large matrix product did {record['matmul_tflop_s']:.0f} "
+        "TFLOP/s.\n\n"
+        "| forward and backward | times as fast as `torch.compile` | as PyTorch's own | of the ceiling |\n"
+        "|---|---|---|---|\n"
+    )
+    table += "".join(line(name, operations[operation], PEERS) for operation, name in LINES.items())
+    table += (
+        "\n| causal attention | times as fast as FlashAttention-2 | as cuDNN | of the ceiling |\n"
+        "|---|---|---|---|\n"
+    )
+    for D in (64, 128):
+        sizes = [rows for rows in operations["attention"] if rows["triton"]["sizes"][3] == D]
+        table += line(f"D = {D}, T = {{1}}", sizes, ATTENTION_PEERS)
+    return table
+
+
+def step() -> str:
+    record = read("training_step")
+    table = (
+        f"A whole training step of nanoGPT's {record['n_parameters'] / 1e6:.0f}M model, T = "
+        f"{record['context_length']:,}:\n\n| | batch | tokens/s | MFU | peak MiB |\n|---|---|---|---|---|\n"
+    )
+    for row in record["rows"]:
+        table += (
+            f"| {row['way']} | {row['batch_size']} | {row['tokens_per_second']:,} "
+            f"| {100 * row['mfu']:.0f} % | {row['peak_mib']:,} |\n"
+        )
+    return table
+
+
+def written(text: str) -> str:
+    """README's `text` with the tables in it."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{kernels()}\n{step()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    README.write_text(written(README.read_text()))
