@@ -36,6 +36,7 @@ _LETTERS = {
     "int64_t": "q",
     TENSOR_MAP: "128s",
 }
+STREAM = "P16x"  # in the driver's configuration, and after it the attributes: there are none
 
 
 class Code:
@@ -100,7 +101,7 @@ class Launch:
 
     def __init__(self, kernel: GpuKernel, grid: tuple, block: tuple, shared_bytes: int):
         self.kernel, self.grid, self.block, self.shared_bytes = kernel, grid, block, shared_bytes
-        self.read = kernel.read
+        self.read, self.prepared = kernel.read, ()
         self.forms: dict[int, list[tuple]] = {}  # by GPU, those that nobody is filling in
 
     def __call__(self, *arguments) -> None:
@@ -114,6 +115,10 @@ class Launch:
             return self._otherwise(arguments)
         self._start(device, values, arguments)
 
+    def prepare(self, *numbers) -> "Prepared":
+        """This launch with its last arguments given, for whoever makes it many times; see `Prepared`."""
+        return Prepared(self, numbers)
+
     def _start(self, device: int | None, values: tuple, arguments: tuple) -> None:
         forms = self.forms.get(device)
         if forms is None or (_several_gpus() and device != torch.cuda.current_device()):
@@ -126,7 +131,7 @@ class Launch:
         try:
             pack(buffer, 32, stream(device), *values)
         except (struct.error, OverflowError) as wrong:
-            check_arguments(self.kernel.signature, arguments, f"cuda:{device}")
+            check_arguments(self.kernel.signature, arguments + self.prepared, f"cuda:{device}")
             raise ValueError(f"{self.kernel.signature}: {wrong}.") from wrong
         code = start(config, handle, addresses, None)
         if code == driver.INVALID_CONTEXT:  # a thread that has not called PyTorch yet
@@ -167,13 +172,13 @@ class Launch:
                     f"its launch are more than the {found.shared_most} that a block has on this GPU."
                 )
             kernel.allow_shared(found, device, self.shared_bytes)
-        before, letters = "P16x", kernel.letters  # the stream; no attributes
-        form = struct.Struct(before + "".join(letters))
+        letters = kernel.letters
+        form = struct.Struct(STREAM + "".join(letters))
         buffer = ctypes.create_string_buffer(32 + form.size)
         config = driver.LaunchConfig.from_buffer(buffer)
         config.grid[:], config.block[:], config.shared_bytes = self.grid, self.block, self.shared_bytes
         # The driver takes an array of addresses, one an argument, and copies what lies there.
-        ends = [struct.calcsize(before + "".join(letters[: i + 1])) for i in range(len(letters))]
+        ends = [struct.calcsize(STREAM + "".join(letters[: i + 1])) for i in range(len(letters))]
         starts = [32 + end - struct.calcsize(letter) for end, letter in zip(ends, letters)]
         first = ctypes.addressof(buffer)
         addresses = (ctypes.c_void_p * (len(starts) + 1))(*(first + start for start in starts))
@@ -184,7 +189,7 @@ class Launch:
         """What is rare: other kinds of numbers, tensors of other classes, and what is wrong."""
         tensors = [a for a in arguments if isinstance(a, Tensor)]
         places = [where for where in map(place, tensors) if where.startswith("cuda")] or ["cuda"]
-        check_arguments(self.kernel.signature, arguments, places[0])
+        check_arguments(self.kernel.signature, arguments + self.prepared, places[0])
         if any(isinstance(x, FakeTensor) for x in tensors):
             return
         values = tuple(
@@ -192,6 +197,31 @@ class Launch:
             for parameter, value in zip(self.kernel.signature.parameters, arguments)
         )
         self._start(tensors[0].get_device() if tensors else None, values, arguments)
+
+
+class Prepared(Launch):
+    """A launch of which all is decided but the tensors, which come first: made once, called many times.
+
+    Called with the tensors, or None, the first not None. The caller answers for their dtypes, and that they
+    are on one GPU: only addresses are read. What is prepared is checked once, when it is prepared.
+    """
+
+    def __init__(self, launch: Launch, numbers: tuple):
+        super().__init__(launch.kernel, launch.grid, launch.block, launch.shared_bytes)
+        parameters = self.kernel.signature.parameters
+        self.count = len(parameters) - len(numbers)
+        self.prepared = numbers
+        check_arguments(self.kernel.signature, (None,) * self.count + numbers, "cuda")
+        self.numbers = [_number(p, n) for p, n in zip(parameters[self.count :], numbers)]
+
+    def __call__(self, *tensors: Tensor | None) -> None:
+        values = [0 if x is None else x.data_ptr() for x in tensors]
+        self._start(tensors[0].get_device(), values, tensors)
+
+    def _form(self, device: int) -> tuple:
+        pack, buffer, *rest = super()._form(device)
+        pack(buffer, 32, 0, *[0] * self.count, *self.numbers)
+        return struct.Struct(STREAM + "P" * self.count).pack_into, buffer, *rest
 
 
 @functools.cache
