@@ -153,6 +153,8 @@ def test_scalar_and_macros_and_strings(tmp_path):
     x, y = torch.arange(100.0), torch.zeros(100)
     load(GUARDED, emulate=True, BLOCK=64).add[2, 64](x, y, 100, 1.5)
     assert torch.equal(y, x + 1.5)
+    load(GUARDED, emulate=True, BLOCK=64).add[2, 64].prepare(50, -1)(y, y)
+    assert torch.equal(y[:50], x[:50] + 0.5) and torch.equal(y[50:], x[50:] + 1.5)
     half = load(GUARDED, scalar=torch.float16, emulate=True, BLOCK=64).add
     half[2, 64](x.half(), y := torch.zeros(100).half(), 90, 1)
     assert torch.equal(y[:90], x[:90].half() + 1) and not y[90:].any()

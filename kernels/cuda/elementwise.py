@@ -16,6 +16,7 @@ from kernels.cuda.launch import (
     check_gradient,
     empty,
     like,
+    likes,
     module,
     nothing,
     processors,
@@ -111,8 +112,9 @@ def _aligned(tensors) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _map_plan(operation: str, kernel: str, aligned: bool, *inputs: Like) -> Callable:
+def _map_plan(operation: str, kernel: str, aligned: bool, *inputs: tuple) -> Callable:
     """-> what launches the kernel on inputs and outputs."""
+    inputs = likes(*inputs)
     check(operation, *inputs)
     n, dtype = inputs[0].shape.numel(), inputs[0].dtype
     if n == 0:
@@ -132,15 +134,16 @@ def _join(operation: str, a: Tensor, b: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=1024)
-def _join_plan(operation: str, a: Like, b: Like, aligned: bool) -> tuple[torch.Size, Callable]:
+def _join_plan(operation: str, a: tuple, b: tuple, aligned: bool) -> tuple[torch.Size, Callable]:
     """-> the shape of y, and what launches `add` or `mul` on a, b and y."""
+    a, b = likes(a, b)
     check(operation, a, b)
     shape = torch.broadcast_shapes(a.shape, b.shape)
     if shape.numel() == 0:
         return shape, nothing
     if shape.numel() >= 2**31:
         raise ValueError(f"{operation}: at most 2³¹ - 1 numbers at a time, got {tuple(shape)}.")
-    sizes, strides = merge(shape, (expanded(a, shape), expanded(b, shape)))
+    sizes, strides = _merge(shape, (_expanded(a, shape), _expanded(b, shape)))
     if len(sizes) > 4:  # the kernel has four dimensions: what does not fit is copied first
         return shape, lambda a, b, y: y.copy_(
             _join(operation, *(x.expand(shape).contiguous() for x in (a, b)))
@@ -161,14 +164,14 @@ def _join_plan(operation: str, a: Like, b: Like, aligned: bool) -> tuple[torch.S
     return shape, lambda a, b, y: launch(a, b, y, *numbers)
 
 
-def expanded(x: Like, shape: tuple) -> tuple:
+def _expanded(x: Like, shape: tuple) -> tuple:
     """The strides of x broadcast to a shape: 0 along a dimension in which it is repeated."""
     new = len(shape) - len(x.shape)
     its = [0 if size == 1 else stride for size, stride in zip(x.shape, x.strides, strict=True)]
     return (0,) * new + tuple(its)
 
 
-def merge(shape: tuple, strides: tuple[tuple, ...]) -> tuple[tuple, tuple[tuple, ...]]:
+def _merge(shape: tuple, strides: tuple[tuple, ...]) -> tuple[tuple, tuple[tuple, ...]]:
     """As few dimensions as possible: two neighbours are one where every array steps through them evenly.
 
     `strides` are those of each array -> the sizes that are left, and the strides of each array.
@@ -199,7 +202,11 @@ def sum_to(gradient: Tensor, shape: tuple) -> Tensor:
         last = first = stretched.pop()
         while stretched and stretched[-1] == first - 1:
             first = stretched.pop()
-        before, between, after = gradient.shape[:first], gradient.shape[first : last + 1], gradient.shape[last + 1 :]
+        before, between, after = (
+            gradient.shape[:first],
+            gradient.shape[first : last + 1],
+            gradient.shape[last + 1 :],
+        )
         gradient = sum_middle(gradient.reshape(before.numel(), between.numel(), after.numel()))
         gradient = gradient.view(*before, *(1,) * len(between), *after)
     return gradient.view(shape)
@@ -214,8 +221,9 @@ def sum_middle(x: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=1024)
-def _sum_plan(x: Like) -> Callable:
+def _sum_plan(x: tuple) -> Callable:
     """-> what launches the kernels on x and y."""
+    (x,) = likes(x)
     check("sum", x)
     (outer, R, C), kernels = x.shape, module("elementwise.cu", x.dtype)
     if outer * C == 0:

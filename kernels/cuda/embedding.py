@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kernels.cuda.launch import Like, cdiv, check, like, module, nothing, without_data
+from kernels.cuda.launch import cdiv, check, integers, like, likes, module, nothing, without_data
 from kernels.cuda.rows import aligned, rows
 
 WARPS = 8  # of a block
@@ -23,12 +23,11 @@ def embedding_forward(ids: Tensor, weight: Tensor):
     weight is float32, bfloat16 or float16. An id outside 0 … V-1 gives a row of nan. Raises `TypeError` for
     other dtypes, `ValueError` for devices that differ.
     """
-    if ids.is_floating_point():
-        raise TypeError(f"embedding: ids must be integers, not {ids.dtype}.")
+    flat = integers("embedding", "ids", ids)
     V, C = weight.shape
     y = weight.new_empty((*ids.shape, C))
     if not without_data(weight):
-        flat, weight = _flat(ids), weight.contiguous()
+        weight = weight.contiguous()
         _forward_plan(like(flat), like(weight), aligned(weight))(flat, weight, y)
     return y, (ids, V)
 
@@ -40,14 +39,9 @@ def embedding_backward(dy: Tensor, saved: tuple) -> Tensor:
         raise ValueError(f"embedding: ids {tuple(ids.shape)} have no gradient {tuple(dy.shape)}.")
     dweight = dy.new_empty((V, dy.shape[-1]))
     if not without_data(dy):
-        flat, dy = _flat(ids), rows(dy)
+        flat, dy = integers("embedding", "ids", ids), rows(dy)
         _backward_plan(like(flat), like(dy), V, aligned(dy))(flat, dy, dweight)
     return dweight
-
-
-def _flat(ids: Tensor) -> Tensor:
-    ids = ids.contiguous()
-    return ids if ids.dtype == torch.int64 else ids.long()
 
 
 def _kernels(C: int, dtype: torch.dtype, aligned: bool):
@@ -59,8 +53,9 @@ def _kernels(C: int, dtype: torch.dtype, aligned: bool):
 
 
 @functools.lru_cache(maxsize=1024)
-def _forward_plan(ids: Like, weight: Like, aligned: bool) -> Callable:
+def _forward_plan(ids: tuple, weight: tuple, aligned: bool) -> Callable:
     """-> what launches the kernel on ids, weight and y."""
+    ids, weight = likes(ids, weight)
     check("embedding", weight, ids)
     n, (V, C) = ids.shape.numel(), weight.shape
     if n * C == 0:
@@ -70,8 +65,9 @@ def _forward_plan(ids: Like, weight: Like, aligned: bool) -> Callable:
 
 
 @functools.lru_cache(maxsize=1024)
-def _backward_plan(ids: Like, dy: Like, V: int, aligned: bool) -> Callable:
+def _backward_plan(ids: tuple, dy: tuple, V: int, aligned: bool) -> Callable:
     """-> what launches the kernel on ids, dy and dweight."""
+    ids, dy = likes(ids, dy)
     check("embedding", dy, ids)
     n, C = dy.shape
     if V * C == 0:

@@ -102,6 +102,15 @@ def empty(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
+def integers(operation: str, name: str, ids: Tensor) -> Tensor:
+    """Ids or targets as kernels read them: int64, without gaps. Raises `TypeError` for fractions."""
+    if ids.dtype is not torch.int64:
+        if ids.is_floating_point() or ids.is_complex():
+            raise TypeError(f"{operation}: {name} must be integers, not {ids.dtype}.")
+        ids = ids.long()
+    return ids.contiguous()
+
+
 def nothing(*_) -> None:
     """The launch for arrays that have no numbers."""
 

@@ -5,6 +5,7 @@ there is none (`kernels.cuda.emulator`). Both take the same files, and both are 
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,14 +107,26 @@ class EmulatedKernel:
     """A kernel on the CPU: `kernel[grid, block](*arguments)`, or `kernel[grid, block, shared_bytes](..)`."""
 
     def __init__(self, signature: Signature, library):
-        self.signature, self._library = signature, library
+        self.signature, self.library = signature, library
 
-    def __getitem__(self, shape: tuple):
-        grid, block, shared_bytes = launch_shape(self.signature.name, shape)
+    def __getitem__(self, shape: tuple) -> "EmulatedLaunch":
+        return EmulatedLaunch(self, *launch_shape(self.signature.name, shape))
 
-        def launch(*arguments) -> None:
-            check_arguments(self.signature, arguments, "cpu")
-            if not any(isinstance(a, FakeTensor) for a in arguments):
-                emulator.launch(self._library, self.signature, grid, block, shared_bytes, arguments)
 
-        return launch
+class EmulatedLaunch:
+    """A kernel with a grid, a block and its shared memory; call it with the arguments."""
+
+    def __init__(self, kernel: EmulatedKernel, grid: tuple, block: tuple, shared_bytes: int):
+        self.kernel, self.shape = kernel, (grid, block, shared_bytes)
+
+    def __call__(self, *arguments) -> None:
+        """Raises `TypeError` or `ValueError` for arguments that the kernel cannot take, before the launch."""
+        check_arguments(self.kernel.signature, arguments, "cpu")
+        if not any(isinstance(a, FakeTensor) for a in arguments):
+            emulator.launch(self.kernel.library, self.kernel.signature, *self.shape, arguments)
+
+    def prepare(self, *numbers) -> Callable[..., None]:
+        """This launch with its last arguments given: a function of the tensors, which come first."""
+        count = len(self.kernel.signature.parameters) - len(numbers)
+        check_arguments(self.kernel.signature, (None,) * count + numbers, "cpu")
+        return lambda *tensors: self(*tensors, *numbers)

@@ -1,7 +1,7 @@
 """RMSNorm and LayerNorm, alone or with the residual addition before them: one launch forward, two backward.
 
-The first of these gives dx, and of the weights' gradients one partial sum a block; the second adds these up in
-a fixed order, so that two runs give the same bits.
+The first of these gives dx, and of the weights' gradients one partial sum a block; the second adds these up
+in a fixed order, so that two runs give the same bits.
 """
 
 import functools
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from kernels.checks import check_width
 from kernels.cuda.launch import (
-    Like,
     cdiv,
     check,
     check_gradient,
     empty,
     like,
+    likes,
     nothing,
     processors,
     without_data,
@@ -120,9 +120,10 @@ def _backward(norm: str, dy: Tensor, dh: Tensor | None, x: Tensor, weight: Tenso
 
 @functools.lru_cache(maxsize=1024)
 def _forward_plan(
-    norm: str, x: Like, residual: Like | None, weight: Like, bias: Like | None, aligned: bool
+    norm: str, x: tuple, residual: tuple | None, weight: tuple, bias: tuple | None, aligned: bool
 ) -> Callable:
     """-> what launches the kernel on x, residual, weight, bias, y, h, stats and eps."""
+    x, residual, weight, bias = likes(x, residual, weight, bias)
     check(norm, x, residual, weight, bias)
     if bias is not None and bias.shape != weight.shape:
         raise ValueError(
@@ -142,8 +143,11 @@ def _forward_plan(
 
 
 @functools.lru_cache(maxsize=1024)
-def _backward_plan(norm: str, dy: Like, dh: Like | None, x: Like, weight: Like, aligned: bool) -> Callable:
+def _backward_plan(
+    norm: str, dy: tuple, dh: tuple | None, x: tuple, weight: tuple, aligned: bool
+) -> Callable:
     """-> what launches the kernels on dy, dh, x, weight, stats, dx, dweight and dbias."""
+    dy, dh, x, weight = likes(dy, dh, x, weight)
     check(norm, dy, dh, x, weight)
     (n, C), how = x.shape, shape(x.shape[1], x.dtype, aligned)
     if C == 0:

@@ -1,4 +1,4 @@
-"""Rotary positions: one launch a direction; the rotation back is the same kernel with the sine's sign changed."""
+"""Rotary positions, one launch a direction: the rotation back is the same kernel with the other sign."""
 
 import functools
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from kernels.checks import check_rope
-from kernels.cuda.launch import Like, cdiv, check, empty, like, module, nothing, without_data
+from kernels.cuda.launch import cdiv, check, empty, like, likes, module, nothing, without_data
 
 BLOCK = 256
 
@@ -38,10 +38,11 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(x: Like, cos: Like, sin: Like, aligned: bool) -> Callable:
+def _plan(x: tuple, cos: tuple, sin: tuple, aligned: bool) -> Callable:
     """-> what launches the kernel on x, cos, sin, y and the sine's sign."""
+    x, cos, sin = likes(x, cos, sin)
     check("rope", x, cos, sin)
-    (B, T, H, D), half = x.shape, x.shape[3] // 2
+    (B, T, H), half = x.shape[:3], x.shape[3] // 2
     if x.shape.numel() == 0:
         return nothing
     if x.shape.numel() >= 2**32:

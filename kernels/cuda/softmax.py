@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from kernels.cuda.launch import Like, check, check_gradient, empty, like, nothing, without_data
+from kernels.cuda.launch import check, check_gradient, empty, like, likes, nothing, without_data
 from kernels.cuda.rows import WIDEST, aligned, kernels, rows, shape
 
 
@@ -33,8 +33,9 @@ def softmax_backward(dy: Tensor, saved: tuple) -> Tensor:
 
 
 @functools.lru_cache(maxsize=1024)
-def _forward_plan(x: Like, aligned: bool) -> Callable:
+def _forward_plan(x: tuple, aligned: bool) -> Callable:
     """-> what launches the kernel on x and y."""
+    (x,) = likes(x)
     check("softmax", x)
     (n, C), how = x.shape, shape(x.shape[1], x.dtype, aligned, WIDEST)
     if n * C == 0:
@@ -44,8 +45,9 @@ def _forward_plan(x: Like, aligned: bool) -> Callable:
 
 
 @functools.lru_cache(maxsize=1024)
-def _backward_plan(dy: Like, y: Like, aligned: bool) -> Callable:
+def _backward_plan(dy: tuple, y: tuple, aligned: bool) -> Callable:
     """-> what launches the kernel on dy, y and dx."""
+    dy, y = likes(dy, y)
     check("softmax", dy, y)
     (n, C), how = y.shape, shape(y.shape[1], y.dtype, aligned, WIDEST)
     if n * C == 0:

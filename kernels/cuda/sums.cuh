@@ -24,3 +24,17 @@ __device__ void sum_rows(const From *x, To *y, int R, int64_t stride, int C, int
     for (int other = 1; other < SUM_SLICES; other++) sum += of_slice[other][lane];
     y[column] = To(sum);
 }
+
+// The sum of one number of each of a block's THREADS threads, for all of them: by lanes in pairs, then by warps.
+template <int THREADS>
+__device__ float sum_over_block(float value) {
+    __shared__ float of_warp[THREADS / 32];
+#pragma unroll
+    for (int apart = 16; apart > 0; apart /= 2) value += __shfl_xor_sync(~0u, value, apart);
+    __syncthreads();  // the last sum's numbers have been read
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
+    __syncthreads();
+    value = 0.0f;
+    for (int warp = 0; warp < THREADS / 32; warp++) value += of_warp[warp];
+    return value;
+}
