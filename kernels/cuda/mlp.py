@@ -11,6 +11,7 @@ by the products' own kernels, in `linear.cu`: the forward pass never reads pre, 
 from torch import Tensor
 
 from kernels.checks import check_mlp
+from kernels.cuda.launch import check
 from kernels.cuda.linear import check_gradient, gradient_of_input, gradients_of_weights, times_weight
 
 
@@ -22,6 +23,7 @@ def gelu_mlp_forward(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor
     shapes and devices that do not fit, `TypeError` for dtypes.
     """
     check_mlp(x, up, up_bias, down, down_bias)
+    check("gelu_mlp", x, up, up_bias, down, down_bias)
     pre, h = times_weight("linear_forward_gelu", x, up, up_bias, n_outputs=2)
     (y,) = times_weight("linear_forward", h, down, down_bias, n_outputs=1)
     return y, (x, up, pre, h, down, up_bias is not None, down_bias is not None)
