@@ -96,8 +96,7 @@ def _forward_plan(x: tuple, weight: tuple, bias: tuple | None) -> Callable:
     tiles, _ = choose(x.device, Product(n_rows, C_out, C_in))
     kernels = module("linear.cu", x.dtype, **tiles._asdict())
     launch = kernels.linear_forward[tiles.count(n_rows, C_out), tiles.threads]
-    numbers = (*x_strides, *weight.strides, n_rows, C_out, C_in)
-    return lambda *tensors: launch(*tensors, *numbers)
+    return launch.prepare(*x_strides, *weight.strides, n_rows, C_out, C_in)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -117,18 +116,19 @@ def _backward_plan(dy: tuple, x: tuple, weight: tuple) -> Callable:
     k_part, n_parts = part_of(n_rows, parts, tiles)
     blocks = tiles.count(C_out, C_in) * n_parts + tiles.count(n_rows, C_in)
     kernels = module("linear.cu", dy.dtype, **tiles._asdict())
-    launch = kernels.linear_backward[blocks, tiles.threads]
-    numbers = (*dy_strides, *x_strides, *weight.strides, n_parts, k_part, n_rows, C_out, C_in)
+    launch = kernels.linear_backward[blocks, tiles.threads].prepare(
+        *dy_strides, *x_strides, *weight.strides, n_parts, k_part, n_rows, C_out, C_in
+    )
     if n_parts == 1:
-        return lambda *tensors: launch(*tensors, None, *numbers)
+        return lambda *tensors: launch(*tensors, None)
 
     n_weights = C_out * C_in
-    add_up = kernels.sum_dweight[cdiv(n_weights + C_out, 256), 256]
+    add_up = kernels.sum_dweight[cdiv(n_weights + C_out, 256), 256].prepare(n_parts, n_weights, C_out)
 
     def run(dy, x, weight, pre, dx, dweight, dbias):
         sums = torch.empty((n_parts, n_weights + C_out), dtype=torch.float32, device=dy.device)
-        launch(dy, x, weight, pre, dx, dweight, dbias, sums, *numbers)
-        add_up(sums, dweight, dbias, n_parts, n_weights, C_out)
+        launch(dy, x, weight, pre, dx, dweight, dbias, sums)
+        add_up(sums, dweight, dbias)
 
     return run
 

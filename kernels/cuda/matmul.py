@@ -5,6 +5,7 @@ large a tile of C one block computes, and in how many parts K is summed so that 
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -98,21 +99,17 @@ def matmul(
     if without_data(a):
         return out if out is not None else torch.matmul(a, b)
     bias = None if bias is None else bias.contiguous()
-    plan = _plan(like(a), like(b), like(bias), like(out))
-    c = a.new_empty(plan.shape) if out is None else out
-    plan.run(a, b, bias, c, alpha, accumulate)
+    shape, run = _plan(like(a), like(b), like(bias), like(out), float(alpha), accumulate)
+    c = a.new_empty(shape) if out is None else out
+    run(a, b, bias, c)
     return c
 
 
-class _Plan(NamedTuple):
-    """The shape of C; and what computes it, a function of a, b, bias, c, alpha and accumulate."""
-
-    shape: tuple
-    run: object
-
-
 @functools.lru_cache(maxsize=1024)
-def _plan(a: tuple, b: tuple, bias: tuple | None, out: tuple | None) -> _Plan:
+def _plan(
+    a: tuple, b: tuple, bias: tuple | None, out: tuple | None, alpha: float, accumulate: bool
+) -> tuple[tuple, Callable]:
+    """-> the shape of C, and what launches the kernels on a, b, bias and c."""
     a, b, bias, out = likes(a, b, bias, out)
     check("matmul", a, b, bias, out)
     batch = _checked_batch(a, b, bias)
@@ -126,30 +123,32 @@ def _plan(a: tuple, b: tuple, bias: tuple | None, out: tuple | None) -> _Plan:
     outer, inner = (1, 1, *batch)[-2:]
     matrices = outer * inner
     if matrices * M * N == 0:
-        return _Plan(c.shape, lambda *_: None)
+        return c.shape, lambda *_: None
 
     tiles, parts = choose(a.device, Product(M, N, K, matrices, splits=True))
     k_part, n_parts = part_of(K, parts, tiles)
     kernels = module("matmul.cu", a.dtype, **tiles._asdict())
-    product = kernels.matmul[(tiles.count(M, N) * matrices, n_parts), tiles.threads]
-    c_numbers = (*_batch_strides(c, batch), c.strides[-2])
-    numbers = (
+    place, how = (*_batch_strides(c, batch), c.strides[-2]), (alpha, accumulate)
+    product = kernels.matmul[(tiles.count(M, N) * matrices, n_parts), tiles.threads].prepare(
         *(M, N, K, k_part, inner),
         *(*_batch_strides(a, batch), *a.strides[-2:]),
         *(*_batch_strides(b, batch), *b.strides[-2:]),
-        *c_numbers,
+        *place,
+        *how,
     )
     if n_parts == 1:
-        return _Plan(c.shape, lambda a, b, bias, c, *how: product(a, b, bias, c, None, *numbers, *how))
+        return c.shape, lambda a, b, bias, c: product(a, b, bias, c, None)
 
-    add_up = kernels.sum_parts[cdiv(matrices * M * N, 256), 256]
+    add_up = kernels.sum_parts[cdiv(matrices * M * N, 256), 256].prepare(
+        n_parts, M, N, matrices, inner, *place, *how
+    )
 
-    def run(a, b, bias, c, alpha, accumulate):
-        parts = torch.empty((n_parts, matrices, M, N), dtype=torch.float32, device=a.device)
-        product(a, b, None, c, parts, *numbers, 1.0, False)
-        add_up(parts, n_parts, bias, c, M, N, matrices, inner, *c_numbers, alpha, accumulate)
+    def run(a, b, bias, c):
+        sums = torch.empty((n_parts, matrices, M, N), dtype=torch.float32, device=a.device)
+        product(a, b, None, c, sums)
+        add_up(sums, bias, c)
 
-    return _Plan(c.shape, run)
+    return c.shape, run
 
 
 def _checked_batch(a: Like, b: Like, bias: Like | None) -> tuple:
