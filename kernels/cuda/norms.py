@@ -124,7 +124,7 @@ def _forward_plan(
 ) -> Callable:
     """-> what launches the kernel on x, residual, weight, bias, y, h, stats and eps."""
     x, residual, weight, bias = likes(x, residual, weight, bias)
-    check(norm, x, residual, weight, bias)
+    check(norm if residual is None else f"add_{norm}", x, residual, weight, bias)
     if bias is not None and bias.shape != weight.shape:
         raise ValueError(
             f"{norm}: weight {tuple(weight.shape)} and bias {tuple(bias.shape)} must have one shape."
