@@ -238,10 +238,16 @@ def where_triton_runs() -> str:
     return "cpu" if INTERPRETED else "cuda"
 
 
-@pytest.mark.skipif(not find_spec("triton"), reason="needs Triton")
+ENGINES = [
+    pytest.param("triton", marks=pytest.mark.skipif(not find_spec("triton"), reason="needs Triton")),
+    "cuda",
+]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_the_triton_engine_trains_as_the_torch_engine_does(optimizer, precision):
+def test_an_engine_of_kernels_trains_as_the_torch_engine_does(engine, optimizer, precision):
     """In 16 bits the two round in different places; eight bits of bfloat16 leave the losses this close.
 
     Two things would blow a rounding up: a small eps, as in the test of accumulation above, and Muon's
@@ -250,9 +256,8 @@ def test_the_triton_engine_trains_as_the_torch_engine_does(optimizer, precision)
     how = dict(
         optimizer__name=optimizer, optimizer__eps=1e-3, precision=precision, batch_size=2, compile=False
     )
-    ours, theirs = (
-        step_of(recipe(engine=engine, **how), device=where_triton_runs()) for engine in ("triton", "torch")
-    )
+    where = where_triton_runs() if engine == "triton" else device.DEVICE
+    ours, theirs = (step_of(recipe(engine=name, **how), device=where) for name in (engine, "torch"))
     if ours.scaler:
         ours.scaler.scale = theirs.scaler.scale = 2.0**8
     before = {name: w.detach().clone() for name, w in ours.weights.items()}

@@ -42,8 +42,8 @@ class Step:
             self.copy = precision.Copy(model, recipe.engine, self.dtype)
         self.computing = self.copy.model if self.copy else model
         on_gpu = model.embedding.weight.is_cuda
-        # Triton's kernels are compiled already; around them torch.compile would find little to fuse
-        worthwhile = on_gpu and recipe.engine != "triton"
+        # An engine's own kernels are compiled already; around them torch.compile would find little to fuse
+        worthwhile = on_gpu and recipe.engine not in ("triton", "cuda")
         self.compiled = worthwhile if recipe.compile is None else recipe.compile
         mode = "reduce-overhead" if recipe.cuda_graphs and on_gpu else "default"
         self._compute_loss = torch.compile(self.loss, mode=mode) if self.compiled else self.loss
@@ -128,9 +128,9 @@ class Step:
 
 
 def _optimizer(recipe: Recipe, weights: dict[str, Tensor]) -> optim.AdamW | optim.Muon:
-    r, one_kernel = recipe.optimizer, recipe.engine == "triton"
+    r, engine = recipe.optimizer, recipe.engine
     if r.name == "adamw":
-        return optim.AdamW(weights, r.lr, r.betas, r.eps, r.weight_decay, one_kernel)
+        return optim.AdamW(weights, r.lr, r.betas, r.eps, r.weight_decay, engine)
     return optim.Muon(
-        weights, r.lr, r.adam_lr, r.betas, r.eps, r.weight_decay, r.adam_weight_decay, r.momentum, one_kernel
+        weights, r.lr, r.adam_lr, r.betas, r.eps, r.weight_decay, r.adam_weight_decay, r.momentum, engine
     )
