@@ -57,9 +57,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK) layernorm_forward(
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK) rmsnorm_forward(
-    const scalar *x, const scalar *residual, const scalar *weight, scalar *y, scalar *h, float *stats,
-    int64_t x_stride, int64_t residual_stride, int rows, int C, float eps) {
-    norm_forward<false>(x, residual, weight, nullptr, y, h, stats, x_stride, residual_stride, rows, C, eps);
+    const scalar *x, const scalar *residual, const scalar *weight, const scalar *no_bias, scalar *y, scalar *h,
+    float *stats, int64_t x_stride, int64_t residual_stride, int rows, int C, float eps) {
+    norm_forward<false>(x, residual, weight, no_bias, y, h, stats, x_stride, residual_stride, rows, C, eps);
 }
 
 // With g = w dy:   dx = r (g - mean(g) - x^ mean(g x^)) + dh,   dw = sum of dy x^ over all rows,   db = sum of dy
