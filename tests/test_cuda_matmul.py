@@ -9,7 +9,6 @@ from operation_cases import assert_equals_float64_reference as assert_equals_ref
 from course.device import DEVICE
 from kernels import reference
 from kernels.cuda import linear, matmul, mlp
-from kernels.cuda.launch import cdiv
 from kernels.cuda.matmul import LARGE, MEDIUM, SMALL
 
 DTYPES = [dtype for dtype in TOLERANCE if dtype != torch.float64]
@@ -40,16 +39,12 @@ def tiled(monkeypatch):
     """tiled(tiles, parts): every plan uses these tiles, and sums K in that many parts."""
 
     def use(tiles, parts=1):
-        def choose(M, N, K, matrices, device):
-            return tiles, max(cdiv(cdiv(K, parts), tiles.BLOCK_K) * tiles.BLOCK_K, 1)
-
         for module in (matmul, linear):
-            monkeypatch.setattr(module, "choose", choose)
-            monkeypatch.setattr(module, "choose_tiles", lambda *_: tiles)
+            monkeypatch.setattr(module, "choose", lambda *_: (tiles, parts))
         forget()
 
     def forget():
-        for plan in (matmul._plan, linear._forward_plan, linear._dx_plan, linear._dweight_plan):
+        for plan in (matmul._plan, linear._forward_plan, linear._backward_plan):
             plan.cache_clear()
 
     yield use
@@ -133,11 +128,22 @@ def test_two_runs_give_the_same_bits(tiled, parts):
     assert torch.equal(matmul.matmul(a, b), matmul.matmul(a, b))
 
 
-def test_k_is_split_where_the_result_is_small():
-    device = torch.device(DEVICE)
-    assert matmul.choose(32, 32, 4096, 1, device)[1] < 4096
-    assert matmul.choose(32, 32, 100, 1, device)[1] >= 100
-    assert matmul.choose(4096, 4096, 4096, 1, device)[1] == 4096
+def test_k_is_split_where_the_result_is_small(monkeypatch):
+    monkeypatch.setattr(matmul, "processors", lambda _: 132)
+
+    def choice(M, N, K):
+        return matmul.choose(None, matmul.Product(M, N, K, splits=True))
+
+    assert choice(32, 32, 16384)[1] > 8 and choice(32, 32, 100)[1] == 1
+    assert choice(4096, 4096, 4096) == (LARGE, 1) and choice(100, 100, 100)[0] == SMALL
+    assert matmul.choose(None, matmul.Product(32, 32, 16384))[1] == 1
+
+
+@pytest.mark.parametrize("K, parts", [(0, 1), (1, 1), (100, 3), (128, 2), (65, 8)])
+def test_parts_cover_k_once(K, parts):
+    k_part, n_parts = matmul.part_of(K, parts, SMALL)
+    assert k_part % SMALL.BLOCK_K == 0 and (n_parts - 1) * k_part <= max(K - 1, 0) < n_parts * k_part
+    assert n_parts <= parts
 
 
 @pytest.mark.parametrize(
@@ -243,10 +249,10 @@ def test_wrong_layers_are_errors():
     with pytest.raises(TypeError, match="convert"):
         linear.linear_forward(x, weight.half(), bias)
     _, saved = linear.linear_forward(x, weight, bias)
-    with pytest.raises(ValueError, match=r"\(4, 5\)"):
+    with pytest.raises(ValueError, match=r"no gradient \(3, 5\)"):
         linear.linear_backward(dy[:3], saved)
     _, saved = mlp.gelu_mlp_forward(x, weight, bias, weight.T, None)
-    with pytest.raises(ValueError, match=r"\(4, 6\)"):
+    with pytest.raises(ValueError, match=r"no gradient \(4, 5\)"):
         mlp.gelu_mlp_backward(dy, saved)
 
 
