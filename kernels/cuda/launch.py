@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from kernels.cuda.module import Module, load
+from kernels.cuda.module import Module, emulated, load
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -67,12 +67,6 @@ def check(operation: str, *tensors) -> None:
             f"{operation}: these tensors are on the CPU, and this machine has a GPU: move them there with "
             '.to("cuda").'
         )
-
-
-@functools.cache
-def emulated() -> bool:
-    """Whether kernels run on the CPU here."""
-    return not torch.cuda.is_available()
 
 
 @functools.cache
