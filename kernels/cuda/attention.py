@@ -149,7 +149,7 @@ def _heads(x: Tensor) -> Tensor:
 
 def _dense(x: Tensor) -> Tensor:
     """x, or a copy of it whose rows have no gaps between features."""
-    return x if x.stride(3) == 1 else x.contiguous()
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _scale(q: Tensor, softmax_scale: float | None) -> float:

@@ -84,8 +84,8 @@ def _forward_plan(x: tuple, weight: tuple, bias: tuple | None) -> Callable:
     """-> what launches the kernel on x, weight, bias, y and h."""
     x, weight, bias = likes(x, weight, bias)
     C_out, C_in = weight.shape
-    check("linear", x, weight, bias)
     check_width("linear", x, C_in)
+    check("linear", x, weight, bias)
     if bias is not None and tuple(bias.shape) != (C_out,):
         raise ValueError(
             f"linear: weight {tuple(weight.shape)} needs a bias of shape ({C_out},), got {tuple(bias.shape)}."

@@ -11,6 +11,7 @@ by the products' own kernels, in `linear.cu`: the forward pass never reads pre, 
 from torch import Tensor
 
 from kernels.checks import check_mlp
+from kernels.cuda.launch import check
 from kernels.cuda.linear import gradients, product, product_and_gelu
 
 
@@ -22,6 +23,7 @@ def gelu_mlp_forward(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor
     shapes and devices that do not fit, `TypeError` for dtypes.
     """
     check_mlp(x, up, up_bias, down, down_bias)
+    check("gelu_mlp", x, up, up_bias, down, down_bias)
     pre, h = product_and_gelu(x, up, up_bias)
     y = product(h, down, down_bias)
     return y, (x, up, pre, h, down, up_bias is not None, down_bias is not None)
