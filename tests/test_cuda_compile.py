@@ -49,7 +49,7 @@ def test_every_launch_compiles_and_fits(gpu, compilations):
     finished = compilations[gpu].result()
     assert finished.returncode == 0, finished.stderr[-3000:]
     launches = [json.loads(line) for line in finished.stdout.splitlines()]
-    assert {launch["what"].split("-")[0] for launch in launches} == OURS
+    assert {launch["what"].split("-")[0].split()[0] for launch in launches} == OURS | {"adamw"}
     assert {launch["from"][0] for launch in launches} == {path.name for path in HERE.glob("*.cu")}
     for launch in launches:
         assert launch["shared"] <= GPUS[gpu].shared, launch
