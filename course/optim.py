@@ -11,8 +11,6 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-ENGINES_WITH_ADAMW = ("triton", "cuda")
-
 
 class SGD:
     """w ← w - lr g."""
@@ -37,8 +35,9 @@ class AdamW:
 
     m ← β₁ m + (1-β₁) g and v ← β₂ v + (1-β₂) g²; then w ← w - lr weight_decay w, for matrices only, and
     w ← w - lr m̂ / (√v̂ + ε), where m̂ and v̂ undo the bias of starting at 0. Every line works on all
-    tensors at once (`torch._foreach_…`), because a small model's time is the number of its launches. With the
-    engine triton or cuda all lines are one launch of its own, which takes 16-bit gradients too.
+    tensors at once (`torch._foreach_…`), because a small model's time is the number of its launches; with
+    `one_kernel`, "triton" or "cuda", all lines are one launch of that engine's, which takes 16-bit gradients
+    too.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class AdamW:
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
         weight_decay: float = 0.1,
-        engine: str = "torch",
+        one_kernel: str | None = None,
     ):
         self.names = list(weights)
         self.weights = [w.detach() for w in weights.values()]  # the same memory
@@ -58,8 +57,8 @@ class AdamW:
         self.v = [torch.zeros_like(w) for w in self.weights]
         self.steps = 0
         self.one_kernel = None
-        if engine in ENGINES_WITH_ADAMW:  # loaded now: not everywhere is there a Triton
-            self.one_kernel = importlib.import_module(f"kernels.{engine}.adamw").adamw_
+        if one_kernel:  # imported here: not everywhere is there a Triton
+            self.one_kernel = importlib.import_module(f"kernels.{one_kernel}.adamw").adamw_
 
     @torch.no_grad()
     def step(self, gradients: dict[str, Tensor]) -> None:
@@ -108,7 +107,7 @@ class Muon:
     both alike.
 
     Matrices of one shape are orthogonalized in one batch, on a GPU in bfloat16: a small model's time is
-    the number of its launches. `engine` is `AdamW`'s. Raises `ValueError` when there is no hidden matrix.
+    the number of its launches. `one_kernel` is `AdamW`'s. Raises `ValueError` when there is no hidden matrix.
     """
 
     def __init__(
@@ -121,14 +120,14 @@ class Muon:
         weight_decay: float = 0.1,
         adam_weight_decay: float = 0.0,
         momentum: float = 0.95,
-        engine: str = "torch",
+        one_kernel: str | None = None,
     ):
         hidden = {name: w.detach() for name, w in weights.items() if is_hidden_matrix(name, w)}
         if not hidden:
             raise ValueError("None of these weights is a matrix of a block: use AdamW for them.")
         others = {name: w for name, w in weights.items() if name not in hidden}
         self.names, self.weights = list(hidden), list(hidden.values())
-        self.adamw = AdamW(others, adam_lr, betas, eps, adam_weight_decay, engine)
+        self.adamw = AdamW(others, adam_lr, betas, eps, adam_weight_decay, one_kernel)
         self.lr, self.adam_ratio = lr, adam_lr / lr
         self.momentum, self.weight_decay = momentum, weight_decay
         self.m = [torch.zeros_like(w) for w in self.weights]

@@ -45,8 +45,8 @@ BUG = "norms.cu", "- mean_g - ", "- "
 
 
 def optimizer(model, engine: str) -> optim.AdamW:
-    betas = tuple(RECIPE["betas"])
-    return optim.AdamW(model.weights, RECIPE["lr"], betas, weight_decay=RECIPE["weight_decay"], engine=engine)
+    betas, own = tuple(RECIPE["betas"]), engine if engine == "cuda" else None
+    return optim.AdamW(model.weights, RECIPE["lr"], betas, weight_decay=RECIPE["weight_decay"], one_kernel=own)
 
 
 def run(model, engine: str, tokens: np.ndarray, validation: np.ndarray, steps: int) -> dict:
