@@ -51,6 +51,7 @@ _FILES = {
     "linear": "matrix products",
     "losses": "loss",
     "matmul": "matrix products",
+    "mean_loss": "loss",
     "mlp": "matrix products",
     "norms": "norms",
     "rope": "elementwise",

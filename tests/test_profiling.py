@@ -13,6 +13,7 @@ from course import device, profiling
 from course.config import ModelConfig
 from course.model import Transformer
 from kernels.cuda import matmul
+from kernels.cuda.signature import signatures
 
 CPU_ONLY = pytest.mark.skipif(device.DEVICE.type == "cuda", reason="counts operations on a CPU")
 
@@ -79,9 +80,12 @@ def test_every_file_with_kernels_has_a_kind():
             assert profiling._FILES[module.name] in profiling.KINDS
 
 
-def test_every_file_of_cuda_kernels_has_a_kind():
+def test_every_file_of_cuda_kernels_has_a_kind_and_no_two_have_a_kernel_of_one_name():
+    names = []
     for path in Path(kernels.cuda.__file__).parent.glob("*.cu"):
         assert profiling._FILES[path.stem] in profiling.KINDS
+        names += signatures(path.read_text(encoding="utf-8"))
+    assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)
 
 
 @CPU_ONLY

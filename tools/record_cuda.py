@@ -45,8 +45,13 @@ BUG = "norms.cu", "- mean_g - ", "- "
 
 
 def optimizer(model, engine: str) -> optim.AdamW:
-    betas, own = tuple(RECIPE["betas"]), engine if engine == "cuda" else None
-    return optim.AdamW(model.weights, RECIPE["lr"], betas, weight_decay=RECIPE["weight_decay"], one_kernel=own)
+    return optim.AdamW(
+        model.weights,
+        RECIPE["lr"],
+        tuple(RECIPE["betas"]),
+        weight_decay=RECIPE["weight_decay"],
+        one_kernel=engine if engine == "cuda" else None,
+    )
 
 
 def run(model, engine: str, tokens: np.ndarray, validation: np.ndarray, steps: int) -> dict:

@@ -67,7 +67,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) rmsnorm_forward(
 //
 // RMSNorm has no mean(g). dh is what comes through h, where h was an output too. The sums over rows would be a second
 // trip through memory. So the blocks are few, each takes many rows, and every thread adds up what belongs to its
-// columns, in registers; `sum_parts` then adds the blocks' sums, parts (blocks, 2, C): of weights, then of biases.
+// columns, in registers; `sum_gradients` then adds the blocks' sums, parts (blocks, 2, C): of weights, then of biases.
 template <bool CENTERED>
 __device__ void norm_backward(const scalar *dy, const scalar *dh, const scalar *x, const scalar *weight,
                               const float *stats, scalar *dx, float *parts, int64_t dy_stride, int64_t dh_stride,
@@ -149,6 +149,6 @@ extern "C" __global__ void __launch_bounds__(BLOCK) rmsnorm_backward(
 
 // The gradients of weight (blockIdx.y 0) and bias (1) from the sums of every block.
 extern "C" __global__ void __launch_bounds__(SUM_COLUMNS * SUM_SLICES)
-    sum_parts(const float *parts, scalar *dweight, scalar *dbias, int n_parts, int C) {
+    sum_gradients(const float *parts, scalar *dweight, scalar *dbias, int n_parts, int C) {
     sum_rows(parts + blockIdx.y * C, blockIdx.y == 0 ? dweight : dbias, n_parts, int64_t(2) * C, C, blockIdx.x);
 }

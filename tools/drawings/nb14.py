@@ -72,11 +72,11 @@ def step() -> Figure:
         ("down", "linear_forward", BLUE),
     )
     back = (
-        "layernorm_backward\nsum_parts",
+        "layernorm_backward\nsum_gradients",
         "linear_backward",
         "flash_dq\nflash_dkv",
         "linear_backward",
-        "layernorm_backward\nsum_parts",
+        "layernorm_backward\nsum_gradients",
         "linear_backward",
         "linear_backward",
     )
