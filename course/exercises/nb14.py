@@ -120,9 +120,7 @@ def find_it(answer) -> None:
     text = (SOURCES / name).read_text(encoding="utf-8")
     where = text.count("\n", 0, text.index(right)) + 1
     if operation != "linear":
-        raise Wrong(
-            f"On its own inputs {operation!r} is as right as PyTorch's in every call. What does `accused` say?"
-        )
+        raise Wrong(f"On its own inputs {operation!r} is as right as PyTorch's. What does `accused` say?")
     if file != name:
         raise Wrong(
             f"The operation is right, and {file!r} is as it should be. At which sizes is it wrong, and which "
