@@ -16,12 +16,13 @@ __device__ float log_sum_exp(Part &part, const scalar *row, int C) {
         float new_largest = largest;
         each(start, C, [&](int p, int i, int) { new_largest = fmaxf(new_largest, part(p, i)); });
         if (new_largest == -INFINITY) continue;  // nothing but zeros to add, and -inf - -inf is nan
-        sum *= expf(largest - new_largest);
-        each(start, C, [&](int p, int i, int) { sum += expf(part(p, i) - new_largest); });
+        sum *= __expf(largest - new_largest);
+        each(start, C, [&](int p, int i, int) { sum += __expf(part(p, i) - new_largest); });
         largest = new_largest;
     }
-    const float of_row = max_over_row(largest);
-    return of_row + logf(sum_over_row(largest == -INFINITY ? 0.0f : sum * expf(largest - of_row)));
+    const float of_row = max_over_row(largest, 0);
+    if (largest > -INFINITY) sum *= __expf(largest - of_row);
+    return of_row + logf(sum_over_row(sum, 1));
 }
 
 // 0 for a token that does not count; nan for a target that is no class.
@@ -35,10 +36,9 @@ __device__ void write_dlogits(Part &part, const scalar *row, scalar *drow, float
                               int V) {
     for (int start = 0; start < V; start += CHUNK) {
         if (V > CHUNK) part.load(row, start, V);  // a row that is too wide to be held is read again
-        each(start, V, [&](int p, int i, int column) {
-            part(p, i) = (expf(part(p, i) - lse) - (column == target ? 1.0f : 0.0f)) * scale;
+        store(drow, start, V, [&](int p, int i, int column) {
+            return (__expf(part(p, i) - lse) - (column == target ? 1.0f : 0.0f)) * scale;
         });
-        part.store(drow, start, V);
     }
 }
 
