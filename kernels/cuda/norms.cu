@@ -7,8 +7,6 @@
 #include "rows.cuh"
 #include "sums.cuh"
 
-constexpr int BLOCK = ROW_THREADS * BLOCK_ROWS;
-
 // CENTERED: LayerNorm, which subtracts the mean and adds a bias. `stats` is 1 / sqrt(..) of each row, then each mean.
 template <bool CENTERED>
 __device__ void norm_forward(const scalar *x, const scalar *residual, const scalar *weight, const scalar *bias,
@@ -52,13 +50,13 @@ __device__ void norm_forward(const scalar *x, const scalar *residual, const scal
     }
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK) layernorm_forward(
+extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_1024) layernorm_forward(
     const scalar *x, const scalar *residual, const scalar *weight, const scalar *bias, scalar *y, scalar *h,
     float *stats, int64_t x_stride, int64_t residual_stride, int rows, int C, float eps) {
     norm_forward<true>(x, residual, weight, bias, y, h, stats, x_stride, residual_stride, rows, C, eps);
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK) rmsnorm_forward(
+extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_1024) rmsnorm_forward(
     const scalar *x, const scalar *residual, const scalar *weight, const scalar *no_bias, scalar *y, scalar *h,
     float *stats, int64_t x_stride, int64_t residual_stride, int rows, int C, float eps) {
     norm_forward<false>(x, residual, weight, no_bias, y, h, stats, x_stride, residual_stride, rows, C, eps);
@@ -77,21 +75,20 @@ __device__ void norm_backward(const scalar *dy, const scalar *dh, const scalar *
     Part w, d, h, next_d, next_h;
     const float one_nth = 1.0f / C;
     int turn = 0;
-    int64_t row = first_row();
-    if (row < rows) {
+    float next_r, next_mean = 0.0f;
+    const auto ask_for = [&](int64_t row) {
+        if (row >= rows) return;
         next_d.load(dy + row * dy_stride, 0, C);
         next_h.load(x + row * x_stride, 0, C);
-    }
-    for (; row < rows; row += row_step()) {
+        next_r = stats[row];
+        if (CENTERED) next_mean = stats[rows + row];
+    };
+    ask_for(first_row());
+    for (int64_t row = first_row(); row < rows; row += row_step()) {
         d = next_d, h = next_h;
-        // The next row is on its way while this one is worked on.
-        const int64_t next = row + row_step();
-        if (next < rows) {
-            next_d.load(dy + next * dy_stride, 0, C);
-            next_h.load(x + next * x_stride, 0, C);
-        }
-        w.load(weight, 0, C);  // every time, from the cache: registers are scarcer than loads
-        const float r = stats[row], mean = CENTERED ? stats[rows + row] : 0.0f;
+        const float r = next_r, mean = next_mean;
+        ask_for(row + row_step());  // it is on its way while this one is worked on
+        w.load(weight, 0, C);       // every time, from the cache: registers are scarcer than loads
         const auto x_hat = [&](int p, int i) { return (h(p, i) - mean) * r; };
         const auto g = [&](int p, int i) { return w(p, i) * d(p, i); };
 
@@ -138,13 +135,13 @@ __device__ void norm_backward(const scalar *dy, const scalar *dh, const scalar *
     }
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK) layernorm_backward(
+extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_512) layernorm_backward(
     const scalar *dy, const scalar *dh, const scalar *x, const scalar *weight, const float *stats, scalar *dx,
     float *parts, int64_t dy_stride, int64_t dh_stride, int64_t x_stride, int rows, int C) {
     norm_backward<true>(dy, dh, x, weight, stats, dx, parts, dy_stride, dh_stride, x_stride, rows, C);
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK) rmsnorm_backward(
+extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_512) rmsnorm_backward(
     const scalar *dy, const scalar *dh, const scalar *x, const scalar *weight, const float *stats, scalar *dx,
     float *parts, int64_t dy_stride, int64_t dh_stride, int64_t x_stride, int rows, int C) {
     norm_backward<false>(dy, dh, x, weight, stats, dx, parts, dy_stride, dh_stride, x_stride, rows, C);

@@ -22,6 +22,13 @@ constexpr int STEP = ROW_THREADS * VECTOR, CHUNK = PIECES * STEP, ROW_WARPS = RO
 static_assert(ROW_THREADS == 32 || BLOCK_ROWS == 1, "a row has one warp or the whole block");
 static_assert((ROW_WARPS & (ROW_WARPS - 1)) == 0, "warps are added up in pairs");
 
+constexpr int BLOCK = ROW_THREADS * BLOCK_ROWS;
+
+// How many blocks of a whole row a processor shall have room for: as many as have 1024 threads, or 512. A block waits
+// while it reads, and again at a barrier; meanwhile others must have their reads on their way. The compiler is told,
+// so that it keeps a thread's registers few enough.
+constexpr int ROOM_FOR_1024 = BLOCK_ROWS > 1 ? 0 : 1024 / BLOCK, ROOM_FOR_512 = BLOCK_ROWS > 1 ? 0 : 512 / BLOCK;
+
 // The row that these threads begin with, and how many rows all threads work on at a time.
 __device__ inline int64_t first_row() { return int64_t(blockIdx.x) * BLOCK_ROWS + threadIdx.x / ROW_THREADS; }
 __device__ inline int64_t row_step() { return int64_t(gridDim.x) * BLOCK_ROWS; }

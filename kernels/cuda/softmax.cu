@@ -3,7 +3,7 @@
 // Without the maximum exp(x) overflows from 89 on; with it no exponent is above 0, and y is the same.
 #include "rows.cuh"
 
-extern "C" __global__ void __launch_bounds__(ROW_THREADS * BLOCK_ROWS)
+extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_1024)
     softmax_forward(const scalar *x, scalar *y, int64_t x_stride, int rows, int C) {
     const int64_t row = first_row();
     if (row >= rows) return;
@@ -31,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS * BLOCK_ROWS)
 }
 
 // dx = y (dy - sum of dy y): every x moves every y of its row, for they add up to 1.
-extern "C" __global__ void __launch_bounds__(ROW_THREADS * BLOCK_ROWS) softmax_backward(
+extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_1024) softmax_backward(
     const scalar *dy, const scalar *y, scalar *dx, int64_t dy_stride, int64_t y_stride, int rows, int C) {
     const int64_t row = first_row();
     if (row >= rows) return;
