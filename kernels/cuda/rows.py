@@ -70,7 +70,7 @@ def shape(
 ) -> Shape:
     """For the rows of x and of others like it: 16 bytes at a time, if all are `aligned` and all rows are.
 
-    A warp holds a row of up to `warp` numbers. Of a wider one each thread of a block holds `numbers`; or more,
+    A warp holds a row of up to `warp` numbers. Of a wider one each thread of a block holds `numbers`, or more
     if there would be more than `threads`. Of a row with more than `widest` a chunk is held at a time.
     """
     vector = 16 // x.dtype.itemsize
