@@ -9,7 +9,10 @@ from operation_cases import assert_equals_float64_reference as assert_equals_ref
 from course.device import DEVICE
 from kernels import reference
 from kernels.cuda import linear, matmul, mlp
-from kernels.cuda.matmul import LARGE, MEDIUM, SMALL
+from kernels.cuda.matmul import FLOAT_TILES, TENSOR_TILES
+
+LARGE, MEDIUM, SMALL = FLOAT_TILES
+TILES = {f"{type(t).__name__}{t.BLOCK_M}x{t.BLOCK_N}": t for t in (*FLOAT_TILES, *TENSOR_TILES)}
 
 DTYPES = [dtype for dtype in TOLERANCE if dtype != torch.float64]
 named = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
@@ -72,11 +75,13 @@ def test_products_of_every_layout(sizes, transposed, dtype):
 
 
 @pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("tiles", [SMALL, MEDIUM, LARGE], ids=["small", "medium", "large"])
+@pytest.mark.parametrize("tiles", TILES.values(), ids=TILES)
 def test_every_size_of_tiles(tiled, tiles, parts):
     tiled(tiles, parts)
+    dtype = torch.bfloat16 if tiles in TENSOR_TILES else torch.float32
     for M, N, K in ((1, 5, 200), (129, 65, 97), (128, 128, 96)):
-        a, b, bias = drawn(2, M, K), drawn(2, K, N, seed=1), drawn(N, seed=2)
+        shapes = (2, M, K), (2, K, N), (N,)
+        a, b, bias = (drawn(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes))
         exact = 0.5 * a.double() @ b.double() + bias.double()
         for left, right in ((a, b), (a.mT.contiguous().mT, b.mT.contiguous().mT)):
             assert_near(matmul.matmul(left, right, bias, alpha=0.5), exact)
@@ -132,11 +137,11 @@ def test_k_is_split_where_the_result_is_small(monkeypatch):
     monkeypatch.setattr(matmul, "processors", lambda _: 132)
 
     def choice(M, N, K):
-        return matmul.choose(None, matmul.Product(M, N, K, splits=True))
+        return matmul.choose(torch.float32, None, matmul.Product(M, N, K, splits=True))
 
     assert choice(32, 32, 16384)[1] > 8 and choice(32, 32, 100)[1] == 1
     assert choice(4096, 4096, 4096) == (LARGE, 1) and choice(100, 100, 100)[0] == SMALL
-    assert matmul.choose(None, matmul.Product(32, 32, 16384))[1] == 1
+    assert matmul.choose(torch.float32, None, matmul.Product(32, 32, 16384))[1] == 1
 
 
 @pytest.mark.parametrize("K, parts", [(0, 1), (1, 1), (100, 3), (128, 2), (65, 8)])
@@ -188,11 +193,11 @@ def _linear(rows, C_out, C_in, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("tiles", [SMALL, MEDIUM, LARGE], ids=["small", "medium", "large"])
+@pytest.mark.parametrize("tiles", TILES.values(), ids=TILES)
 @pytest.mark.parametrize("sizes", [(150, 70, 33), (128, 64, 128), (1, 130, 3)])
 def test_linear_with_every_size_of_tiles(tiled, tiles, parts, sizes):
     tiled(tiles, parts)
-    x, weight, bias, dy = _linear(*sizes)
+    x, weight, bias, dy = _linear(*sizes, torch.float16 if tiles in TENSOR_TILES else torch.float32)
     exact = [t.double() for t in (x, weight, bias)]
     y, saved = linear.linear_forward(x, weight, bias)
     exact_y, exact_saved = reference.linear_forward(*exact)

@@ -93,8 +93,8 @@ def _forward_plan(x: tuple, weight: tuple, bias: tuple | None) -> Callable:
     n_rows, x_strides = _matrix(x)
     if n_rows * C_out == 0:
         return _nothing
-    tiles, _ = choose(x.device, Product(n_rows, C_out, C_in))
-    kernels = module("linear.cu", x.dtype, **tiles._asdict())
+    tiles, _ = choose(x.dtype, x.device, Product(n_rows, C_out, C_in))
+    kernels = module("linear.cu", x.dtype, **vars(tiles))
     launch = kernels.linear_forward[tiles.count(n_rows, C_out), tiles.threads]
     return launch.prepare(*x_strides, *weight.strides, n_rows, C_out, C_in)
 
@@ -112,10 +112,12 @@ def _backward_plan(dy: tuple, x: tuple, weight: tuple) -> Callable:
         )
     if C_out * C_in == 0:
         return _nothing
-    tiles, parts = choose(dy.device, Product(n_rows, C_in, C_out), Product(C_out, C_in, n_rows, splits=True))
+    tiles, parts = choose(
+        dy.dtype, dy.device, Product(n_rows, C_in, C_out), Product(C_out, C_in, n_rows, splits=True)
+    )
     k_part, n_parts = part_of(n_rows, parts, tiles)
     blocks = tiles.count(C_out, C_in) * n_parts + tiles.count(n_rows, C_in)
-    kernels = module("linear.cu", dy.dtype, **tiles._asdict())
+    kernels = module("linear.cu", dy.dtype, **vars(tiles))
     launch = kernels.linear_backward[blocks, tiles.threads].prepare(
         *dy_strides, *x_strides, *weight.strides, n_parts, k_part, n_rows, C_out, C_in
     )

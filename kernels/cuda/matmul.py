@@ -6,6 +6,7 @@ large a tile of C one block computes, and in how many parts K is summed so that 
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -14,12 +15,23 @@ from torch import Tensor
 from kernels.cuda.launch import Like, cdiv, check, like, likes, module, processors, without_data
 
 
-class Tiles(NamedTuple):
-    """The macros of `product.cuh` and `float_tile.cuh`."""
+@dataclass(frozen=True)
+class Tiles:
+    """The macros of `product.cuh`."""
 
     BLOCK_M: int
     BLOCK_N: int
     BLOCK_K: int
+
+    def count(self, M: int, N: int) -> int:
+        """How many tiles an `(M, N)` has."""
+        return cdiv(M, self.BLOCK_M) * cdiv(N, self.BLOCK_N)
+
+
+@dataclass(frozen=True)
+class FloatTiles(Tiles):
+    """Those of `float_tile.cuh`, beside them."""
+
     THREAD_M: int
     THREAD_N: int
     SLICES: int = 1
@@ -28,15 +40,32 @@ class Tiles(NamedTuple):
     def threads(self) -> int:
         return self.BLOCK_M // self.THREAD_M * (self.BLOCK_N // self.THREAD_N) * self.SLICES
 
-    def count(self, M: int, N: int) -> int:
-        """How many tiles an `(M, N)` has."""
-        return cdiv(M, self.BLOCK_M) * cdiv(N, self.BLOCK_N)
+
+@dataclass(frozen=True)
+class TensorTiles(Tiles):
+    """Those of `tensor_tile.cuh`."""
+
+    WARP_M: int
+    WARP_N: int
+    TENSOR_CORES: int = 1
+
+    @property
+    def threads(self) -> int:
+        return 32 * (self.BLOCK_M // self.WARP_M) * (self.BLOCK_N // self.WARP_N)
 
 
 # Large tiles read memory least often; small ones give every processor of the GPU a share of a small product.
 # With each, what one processor of an H100 was measured to do: products of two numbers, and their sum, a µs.
-LARGE, MEDIUM, SMALL = Tiles(128, 128, 8, 8, 8), Tiles(128, 64, 16, 8, 4), Tiles(32, 32, 64, 4, 4, 4)
-SPEEDS = {LARGE: 150e3, MEDIUM: 137e3, SMALL: 90e3}
+FLOAT_TILES = {
+    FloatTiles(128, 128, 8, 8, 8): 150e3,
+    FloatTiles(128, 64, 16, 8, 4): 137e3,
+    FloatTiles(32, 32, 64, 4, 4, SLICES=4): 90e3,
+}
+TENSOR_TILES = {
+    TensorTiles(128, 128, 32, 64, 32): 900e3,
+    TensorTiles(64, 64, 32, 32, 32): 500e3,
+    TensorTiles(32, 32, 64, 16, 16): 200e3,
+}
 SHORTEST_PART = 256  # terms of a sum: shorter parts cost more to add up than they save
 
 
@@ -50,12 +79,14 @@ class Product(NamedTuple):
     splits: bool = False
 
 
-def choose(device: torch.device, *products: Product) -> tuple[Tiles, int]:
+def choose(dtype: torch.dtype, device: torch.device, *products: Product) -> tuple[Tiles, int]:
     """-> the tiles for a launch that computes these products, and in how many parts to sum those that split.
 
     The choice is the one with the shortest time by a simple account of it: every processor does its share of
     all work, and in the end most of them wait for blocks that began late, half of one on average.
     """
+
+    speeds = TENSOR_TILES if has_tensor_cores(dtype, device) else FLOAT_TILES
 
     def microseconds(tiles: Tiles, parts: int) -> float:
         work, longest, extra = 0.0, 0.0, 0.0
@@ -67,11 +98,19 @@ def choose(device: torch.device, *products: Product) -> tuple[Tiles, int]:
             if splits and parts > 1:  # another launch, that reads what was written
                 extra += 10.0 + 8 * parts * matrices * M * N / 2e6
         busy = max(longest, work / processors(device) + longest / 2)
-        return busy / SPEEDS[tiles] + extra
+        return busy / speeds[tiles] + extra
 
     most = max([1] + [p.K // SHORTEST_PART for p in products if p.splits])
-    choices = [(tiles, 2**i) for tiles in SPEEDS for i in range(most.bit_length())]
+    choices = [(tiles, 2**i) for tiles in speeds for i in range(most.bit_length())]
     return min(choices, key=lambda choice: microseconds(*choice))
+
+
+@functools.cache
+def has_tensor_cores(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether tensor cores multiply this type there: float16 since Turing, bfloat16 since Ampere."""
+    if dtype == torch.float32 or device.type == "cpu":
+        return dtype != torch.float32
+    return torch.cuda.get_device_capability(device) >= ((7, 5) if dtype == torch.float16 else (8, 0))
 
 
 def part_of(K: int, parts: int, tiles: Tiles) -> tuple[int, int]:
@@ -125,9 +164,9 @@ def _plan(
     if matrices * M * N == 0:
         return c.shape, lambda *_: None
 
-    tiles, parts = choose(a.device, Product(M, N, K, matrices, splits=True))
+    tiles, parts = choose(a.dtype, a.device, Product(M, N, K, matrices, splits=True))
     k_part, n_parts = part_of(K, parts, tiles)
-    kernels = module("matmul.cu", a.dtype, **tiles._asdict())
+    kernels = module("matmul.cu", a.dtype, **vars(tiles))
     place, how = (*_batch_strides(c, batch), c.strides[-2]), (alpha, accumulate)
     product = kernels.matmul[(tiles.count(M, N) * matrices, n_parts), tiles.threads].prepare(
         *(M, N, K, k_part, inner),
