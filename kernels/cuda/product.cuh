@@ -49,26 +49,25 @@ struct Lines {
 };
 
 // A slab is fetched in packs of GROUP numbers, neighbours in memory if there are any: along k, or across lines.
-// Neighbouring threads take neighbouring packs, so that a warp reads whole stretches of memory.
-template <int BLOCK, int GROUP>
-__device__ int line_of_pack(int i, bool along_k) {
-    return along_k ? i / (BLOCK_K / GROUP) : i % (BLOCK / GROUP) * GROUP;
-}
+// Neighbouring threads take neighbouring packs, so that a warp reads whole stretches of memory; along k, TOGETHER
+// packs of a line and then those of the next one.
+template <int BLOCK, int GROUP, int TOGETHER>
+struct PackPlace {
+    int line, k;  // in the slab
 
-template <int BLOCK, int GROUP>
-__device__ int k_of_pack(int i, bool along_k) {
-    return along_k ? i % (BLOCK_K / GROUP) * GROUP : i / (BLOCK / GROUP);
-}
+    __device__ PackPlace(int i, bool along_k)
+        : line(along_k ? i / TOGETHER % BLOCK : i % (BLOCK / GROUP) * GROUP),
+          k(along_k ? (i / (TOGETHER * BLOCK) * TOGETHER + i % TOGETHER) * GROUP : i / (BLOCK / GROUP)) {}
+};
 
 // Memory to registers: this thread's packs of the slab of BLOCK lines that begins at (line, k).
-template <int BLOCK, int THREADS, int GROUP, int PACKS>
+template <int BLOCK, int THREADS, int TOGETHER, int GROUP, int PACKS>
 __device__ void fetch(Pack<scalar, GROUP> (&packs)[PACKS], const Lines &lines, int line, int k, int k_end) {
     static_assert(PACKS * GROUP * THREADS == BLOCK * BLOCK_K, "every thread fetches as much of a slab");
 #pragma unroll
     for (int i = 0; i < PACKS; i++) {
-        const int number = threadIdx.x + i * THREADS;
-        const int its_line = line + line_of_pack<BLOCK, GROUP>(number, lines.along_k());
-        const int its_k = k + k_of_pack<BLOCK, GROUP>(number, lines.along_k());
+        const PackPlace<BLOCK, GROUP, TOGETHER> in_slab(threadIdx.x + i * THREADS, lines.along_k());
+        const int its_line = line + in_slab.line, its_k = k + in_slab.k;
         const scalar *place = lines.data + int64_t(its_line) * lines.stride + int64_t(its_k) * lines.k_stride;
         const int lines_left = lines.count - its_line, ks_left = k_end - its_k;
         if (lines.along_k())

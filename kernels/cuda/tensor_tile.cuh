@@ -14,6 +14,7 @@
 #endif
 
 constexpr int WARPS_N = BLOCK_N / WARP_N, THREADS = 32 * (BLOCK_M / WARP_M) * WARPS_N;
+constexpr int TOGETHER = BLOCK_K / 8;  // packs of a line that neighbouring threads fetch: all of them
 constexpr int AT_ONCE = 256 / THREADS < 1 ? 1 : 256 / THREADS;  // blocks that a processor shall hold
 static_assert(WARP_M % 16 == 0 && WARP_N % 16 == 0 && BLOCK_K % 16 == 0, "whole instructions");
 
@@ -36,10 +37,9 @@ template <int BLOCK, int PACKS>
 __device__ void stash(scalar *slab, const Pack<scalar, 8> (&packs)[PACKS], const Lines &lines) {
 #pragma unroll
     for (int i = 0; i < PACKS; i++) {
-        const int number = threadIdx.x + i * THREADS;
-        const int line = line_of_pack<BLOCK, 8>(number, lines.along_k());
-        const int k = k_of_pack<BLOCK, 8>(number, lines.along_k());
-        *reinterpret_cast<Pack<scalar, 8> *>(slab + place_in_slab<BLOCK>(line, k, lines.along_k())) = packs[i];
+        const PackPlace<BLOCK, 8, TOGETHER> place(threadIdx.x + i * THREADS, lines.along_k());
+        scalar *to = slab + place_in_slab<BLOCK>(place.line, place.k, lines.along_k());
+        *reinterpret_cast<Pack<scalar, 8> *>(to) = packs[i];
     }
 }
 
@@ -69,8 +69,8 @@ struct Tile {
     // Add the products of k_begin .. k_end. Once for each Tile.
     __device__ void multiply(Slabs &slabs, const Lines &a, const Lines &b, int k_begin, int k_end) {
         Pack<scalar, 8> next_a[BLOCK_M * BLOCK_K / 8 / THREADS], next_b[BLOCK_N * BLOCK_K / 8 / THREADS];
-        fetch<BLOCK_M, THREADS>(next_a, a, row, k_begin, k_end);
-        fetch<BLOCK_N, THREADS>(next_b, b, column, k_begin, k_end);
+        fetch<BLOCK_M, THREADS, TOGETHER>(next_a, a, row, k_begin, k_end);
+        fetch<BLOCK_N, THREADS, TOGETHER>(next_b, b, column, k_begin, k_end);
         int now = 0;
         for (int k = k_begin; k < k_end; k += BLOCK_K) {
             stash<BLOCK_M>(slabs.a[now], next_a, a);
@@ -79,8 +79,8 @@ struct Tile {
             // has waited here for all those who multiplied it.
             __syncthreads();
             if (k + BLOCK_K < k_end) {  // asked for now, needed when this slab is multiplied
-                fetch<BLOCK_M, THREADS>(next_a, a, row, k + BLOCK_K, k_end);
-                fetch<BLOCK_N, THREADS>(next_b, b, column, k + BLOCK_K, k_end);
+                fetch<BLOCK_M, THREADS, TOGETHER>(next_a, a, row, k + BLOCK_K, k_end);
+                fetch<BLOCK_N, THREADS, TOGETHER>(next_b, b, column, k + BLOCK_K, k_end);
             }
             add_products(slabs.a[now], slabs.b[now], a.along_k(), b.along_k());
             now ^= 1;
