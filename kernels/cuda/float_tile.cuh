@@ -2,8 +2,8 @@
 //
 // A thread computes THREAD_M x THREAD_N numbers. For each k it takes THREAD_M + THREAD_N numbers from shared
 // memory and makes THREAD_M * THREAD_N products of them. Where a product is too small to have many tiles, the
-// threads of a block stand in SLICES groups: each multiplies every SLICES-th part of the slabs' ks for the whole
-// tile, and in the end their sums are added.
+// threads of a block stand in SLICES groups: each multiplies every SLICES-th part of the slabs' ks for the
+// whole tile, and in the end their sums are added.
 #pragma once
 
 #ifndef THREAD_M
@@ -12,16 +12,17 @@
 #define SLICES 1
 #endif
 
-constexpr int THREADS_M = BLOCK_M / THREAD_M, THREADS_N = BLOCK_N / THREAD_N, THREADS_OF_SLICE = THREADS_M * THREADS_N;
-constexpr int THREADS = THREADS_OF_SLICE * SLICES;
+constexpr int THREADS_M = BLOCK_M / THREAD_M, THREADS_N = BLOCK_N / THREAD_N;
+constexpr int THREADS_OF_SLICE = THREADS_M * THREADS_N, THREADS = THREADS_OF_SLICE * SLICES;
 constexpr int AT_ONCE = 512 / THREADS;  // blocks that a processor shall hold: then a thread has 128 registers
 static_assert(THREAD_M % 4 == 0 && THREAD_N % 4 == 0, "numbers are taken four at a time");
 
-// The slabs lie line beside line, whichever way they came: all numbers of one k are neighbours. What comes along
-// k is stored a number at a time, by a warp that holds two packs each of 16 lines (32 bytes, the least that memory
-// is read by): four columns more than there are lines put these 32 numbers into 32 different banks.
+// The slabs lie line beside line, whichever way they came: all numbers of one k are neighbours. What comes
+// along k is stored a number at a time, by a warp that holds two packs each of 16 lines (32 bytes, the least
+// that memory is read by): four columns more than there are lines put these 32 numbers into 32 different
+// banks.
 constexpr int TOGETHER = 2;
-constexpr int SUMS = THREAD_M * (THREAD_N + 1);  // of a thread: its share of the tile, and of a's sums along k
+constexpr int SUMS = THREAD_M * (THREAD_N + 1);  // of a thread: its share of the tile, and of a's row sums
 union Slabs {
     struct {
         float a[2][BLOCK_K][BLOCK_M + 4], b[2][BLOCK_K][BLOCK_N + 4];
@@ -33,7 +34,8 @@ using Four = Pack<float, 4>;
 
 // Registers to shared memory.
 template <int BLOCK, int PACKS>
-__device__ void stash(float (&slab)[BLOCK_K][BLOCK + 4], const Pack<scalar, 4> (&packs)[PACKS], const Lines &lines) {
+__device__ void stash(float (&slab)[BLOCK_K][BLOCK + 4], const Pack<scalar, 4> (&packs)[PACKS],
+                      const Lines &lines) {
 #pragma unroll
     for (int i = 0; i < PACKS; i++) {
         const PackPlace<BLOCK, 4, TOGETHER> place(threadIdx.x + i * THREADS, lines.along_k());

@@ -2,8 +2,8 @@
 //
 //     c(m, n) = sum over k of a(m, k) b(k, n)
 //
-// A thread that computed one number of C would read two numbers for every multiplication. Here a number is read
-// from memory once for a whole tile, and used again at two levels:
+// A thread that computed one number of C would read two numbers for every multiplication. Here a number is
+// read from memory once for a whole tile, and used again at two levels:
 //
 // - A block computes BLOCK_M x BLOCK_N numbers of C. It walks along K in steps of BLOCK_K, and copies a slab
 //   of A and a slab of B to shared memory: each number there serves BLOCK_N or BLOCK_M products.
@@ -29,7 +29,9 @@ struct Corner {
     int row, column;  // counted in tiles
 };
 
-__device__ int tiles_of(int M, int N) { return ((M + BLOCK_M - 1) / BLOCK_M) * ((N + BLOCK_N - 1) / BLOCK_N); }
+__device__ int tiles_of(int M, int N) {
+    return ((M + BLOCK_M - 1) / BLOCK_M) * ((N + BLOCK_N - 1) / BLOCK_N);
+}
 
 __device__ Corner corner(int tile, int M, int N) {
     const int rows = (M + BLOCK_M - 1) / BLOCK_M, columns = (N + BLOCK_N - 1) / BLOCK_N;
@@ -48,9 +50,9 @@ struct Lines {
     __device__ bool along_k() const { return k_stride == 1; }
 };
 
-// A slab is fetched in packs of GROUP numbers, neighbours in memory if there are any: along k, or across lines.
-// Neighbouring threads take neighbouring packs, so that a warp reads whole stretches of memory; along k, TOGETHER
-// packs of a line and then those of the next one.
+// A slab is fetched in packs of GROUP numbers, neighbours in memory if there are any: along k, or across
+// lines. Neighbouring threads take neighbouring packs, so that a warp reads whole stretches of memory; along
+// k, TOGETHER packs of a line and then those of the next one.
 template <int BLOCK, int GROUP, int TOGETHER>
 struct PackPlace {
     int line, k;  // in the slab
