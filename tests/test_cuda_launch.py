@@ -56,6 +56,7 @@ class NotingDriver:
 
     def _cuLaunchKernelEx(self, config, function, addresses, extra):
         told = config.contents
+        assert not told.attributes and told.attribute_count == 0
         places = list(addresses)
         values = tuple(
             struct.unpack(letter, ctypes.string_at(place, struct.calcsize(letter)))[0]
