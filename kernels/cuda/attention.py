@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.checks import check_attention
-from kernels.cuda.launch import Like, cdiv, check, emulated, like, module, processors, without_data
+from kernels.cuda.launch import Like, cdiv, check, emulated, like, likes, module, processors, without_data
 from kernels.cuda.matmul import matmul
 from kernels.packed import empty_beside
 
@@ -96,14 +96,14 @@ def composed_attention_forward(
 ):
     """The same as `attention_forward`, one step after the other: `saved` holds p `(B, H, T, S)`."""
     softmax_scale = _scale(q, softmax_scale)
-    _check(*map(like, (q, k, v, sink)), causal, window)
+    _check(q, k, v, sink, causal, window)
     (B, T, H, _), (S, H_kv) = q.shape, k.shape[1:3]
     p = q.new_empty((B, H, T, S))
     lse = torch.empty((B, H, T), dtype=torch.float32, device=q.device)
     y = q.new_empty(q.shape)
     for heads in _sharing(H, H_kv):  # one query head of each group: as many as there are heads of k and v
         matmul(_heads(q[:, :, heads]), _heads(k).mT, out=p[:, heads], alpha=softmax_scale)
-    if p.numel() and not without_data(q):
+    if lse.numel() and not without_data(q):
         softmax = module("attention.cu", q.dtype).masked_softmax_forward[cdiv(B * H * T, 4), 128]
         sink_values = None if sink is None else sink.contiguous()
         softmax(p, sink_values, lse, B * H * T, H, T, S, *_reach(causal, window, T, S))
@@ -121,7 +121,7 @@ def composed_attention_backward(dy: Tensor, saved: tuple):
     ds = torch.empty_like(p)
     for heads in _sharing(H, H_kv):
         matmul(_heads(dy[:, :, heads]), _heads(v).mT, out=ds[:, heads])  # dp, until the softmax's backward
-    if p.numel() and not without_data(q):
+    if lse.numel() and not without_data(q):
         softmax = module("attention.cu", q.dtype).masked_softmax_backward[cdiv(B * H * T, 4), 128]
         softmax(ds, p, delta, B * H * T, S)
     for i, heads in enumerate(_sharing(H, H_kv)):
@@ -162,7 +162,7 @@ def _reach(causal: bool, window: int | None, T: int, S: int) -> tuple[int, int]:
     return (everything if window is None else window - 1), (0 if causal else everything)
 
 
-def _check(q: Like, k: Like, v: Like, sink: Like | None, causal: bool, window: int | None) -> None:
+def _check(q, k, v, sink, causal: bool, window: int | None) -> None:
     check_attention(q, k, v, sink, causal, window)
     check("attention", q, k, v, sink)
     if k.shape[1] == 0 and sink is None:
@@ -178,9 +178,10 @@ def _sink_gradient(sink: Tensor | None, lse: Tensor, delta: Tensor, dsink: Tenso
 
 @functools.lru_cache(maxsize=256)
 def _forward_plan(
-    q: Like, k: Like, v: Like, sink: Like | None, causal: bool, window: int | None, softmax_scale: float
+    q: tuple, k: tuple, v: tuple, sink: tuple | None, causal: bool, window: int | None, softmax_scale: float
 ) -> Callable:
     """-> what launches the kernel on q, k, v, sink, y and lse."""
+    q, k, v, sink = likes(q, k, v, sink)
     _check(q, k, v, sink, causal, window)
     (B, T, H, D), (S, H_kv) = q.shape, k.shape[1:3]
     if D > WIDEST_HEAD:
@@ -195,10 +196,10 @@ def _forward_plan(
 
 @functools.lru_cache(maxsize=256)
 def _backward_plan(
-    q: Like,
-    k: Like,
-    v: Like,
-    dy: Like,
+    q: tuple,
+    k: tuple,
+    v: tuple,
+    dy: tuple,
     dq_row: int,
     dk_row: int,
     causal: bool,
@@ -206,6 +207,7 @@ def _backward_plan(
     softmax_scale: float,
 ) -> Callable:
     """-> what launches the kernels on q, k, v, dy, y, lse, delta, dq, dk and dv."""
+    q, k, v, dy = likes(q, k, v, dy)
     check("attention", q, dy)
     if dy.shape != q.shape:
         raise ValueError(

@@ -52,8 +52,8 @@ CUDA_HEADERS = (
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE"]
 # Contracting a * b + c would make results depend on the processor. A frame must fit a fiber's stack.
 KERNEL_FLAGS = ["-ffp-contract=off", "-fno-strict-aliasing", "-fno-exceptions", "-Wframe-larger-than=65536"]
-KERNEL_FLAGS += ["-Wno-psabi"]
-CHECK_FLAGS = ["-DEMULATED_CHECKS", "-g1", "-fno-tree-vectorize", "-fno-omit-frame-pointer"]
+KERNEL_FLAGS += ["-Wno-psabi", "-g1", "-gdwarf-4"]
+CHECK_FLAGS = ["-DEMULATED_CHECKS", "-fno-tree-vectorize", "-fno-omit-frame-pointer"]
 CHECK_FLAGS += ["-fsanitize=thread,bounds,integer-divide-by-zero"]
 
 
@@ -87,6 +87,8 @@ class Library:
         if checked not in self._compiled:
             _runtime()  # first: it has the functions that the library calls
             flags = [*KERNEL_FLAGS, *self.options, *(CHECK_FLAGS if checked else ())]
+            if checked and "clang" in _version(compiler()):  # by itself it leaves out the first half of x += 1
+                flags += ["-mllvm", "-tsan-instrument-read-before-write"]
             self._compiled[checked] = _build({"kernel.cpp": _plain_cpp(self), **self.headers}, flags)
         return self._compiled[checked]
 
@@ -226,8 +228,9 @@ def _compile(files: dict[str, str], flags: Sequence[str]) -> bytes:
             Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
             Path(folder, name).write_text(rewritten, encoding="utf-8")
         sources = [name for name in files if name.endswith(".cpp")]
-        _call([*FLAGS, *flags, "-I.", "-c", *sources], folder)
         objects = [str(Path(name).with_suffix(".o")) for name in sources]
+        for code, made in zip(sources, objects):
+            _call([*FLAGS, *flags, "-I.", "-c", code, "-o", made], folder)
         # What is not defined here is in the runtime, which was loaded before.
         later = ["-Wl,-undefined,dynamic_lookup"] if sys.platform == "darwin" else ["-ldl"]
         _call(["-shared", *objects, "-o", "made.so", "-pthread", *later], folder)
@@ -354,13 +357,15 @@ def _with_lines(library: Library, code: ctypes.CDLL, text: str) -> str:
 
     def name(match: re.Match) -> str:
         found = _line(code._name, int(match[1], 16) - 1)  # a call returns behind itself
-        if found is None:
+        if found is None and match[2] == "0":
             return f"address {match[1]} of the compiled code"
-        file, line = found
-        shown[found] = library.line(file, line)
-        return f"{file} line {line}"
+        file, line = found or (library.name, 0)
+        line = int(match[2]) or line
+        known = any(file == other for other, _ in shown)
+        shown[file, line] = library.line(file, line)
+        return f"line {line}" if known else f"{file} line {line}"
 
-    text = re.sub(r"@\((0x[0-9a-f]+)\)", name, text)
+    text = re.sub(r"@\((0x[0-9a-f]+):(\d+)\)", name, text)
     return "\n".join([text, *(f"    {line} | {source}" for (_, line), source in shown.items() if source)])
 
 

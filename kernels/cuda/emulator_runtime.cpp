@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <ucontext.h>
 
 #include <algorithm>
 #include <chrono>
@@ -67,18 +68,22 @@ static void *new_fiber(unsigned number) {
 }
 
 // Somebody else's turn: a thread that can go on, or one that has not begun. The current one comes back here when
-// `release` has put it among those that can go on, and its turn comes. If nobody can, run_block() finds out why.
-static void give_way(bool newest_first = false) {
+// `release` has put it among those that can go on, and its turn comes. If nobody can, there may be a suspect, who
+// wants to know what everybody else does; else run_block() finds out why.
+void give_way(bool newest_first) {
     Worker &w = *worker;
     Thread &me = *w.current;
     if (interrupted || w.block_number > w.launch->failed_block) leave();
     bool unstarted = w.started < w.launch->threads;
-    if (w.head != w.tail && !(newest_first && unstarted)) {
-        w.current = &w.threads[w.ready[w.head++ % MOST_THREADS]];
-        if (w.current != &me) emulated_switch(&me.stack_pointer, w.current->stack_pointer);
-    } else {
-        emulated_switch(&me.stack_pointer, unstarted ? new_fiber(w.started) : w.scheduler);
-    }
+    Thread *next = nullptr;
+    if (w.head != w.tail && !(newest_first && unstarted))
+        next = &w.threads[w.ready[w.head++ % MOST_THREADS]];
+    else if (!unstarted)
+        next = w.suspect;
+    if (next == &me) return;
+    void *where = next ? next->stack_pointer : unstarted ? new_fiber(w.started) : w.scheduler;
+    if (next) w.current = next;
+    emulated_switch(&me.stack_pointer, where);
 }
 
 // What a fiber does: run threads to their ends, one after the other, until all of the block have begun.
@@ -99,7 +104,7 @@ static void run_threads() {
         t.state = EXITED;
         w.exited++;
     } while (w.head == w.tail && w.started < launch.threads);
-    give_way();
+    give_way(false);
     __builtin_unreachable();
 }
 
@@ -116,7 +121,7 @@ static void run_block(uint64_t number) {
     for (unsigned i = 0; i < launch.threads; i++) w.threads[i].state = UNSTARTED;
     memset(w.arena, 0xff, w.arena_used);  // not a number, in every format
     if (launch.checked) check_begin_block(w);
-    w.current = nullptr;
+    w.current = w.suspect = nullptr;
     emulated_switch(&w.scheduler, new_fiber(0));
     if (w.exited < launch.threads && !interrupted && number <= launch.failed_block) explain_waiting();
 }
@@ -158,8 +163,14 @@ static void explain_waiting() {
         unsigned others;
     };
     std::vector<Group> groups;
-    for (unsigned i = 0; i < w.launch->threads; i++) {
-        const Thread &t = w.threads[i];
+    const Thread *begin = w.threads, *end = begin + w.launch->threads;
+    const Thread *in_warp = std::find_if(begin, end, [](const Thread &t) { return t.state == IN_WARP; });
+    if (in_warp != end) {  // the others of its warp are those for whom it waits
+        begin += (in_warp - begin) / 32 * 32;
+        end = std::min(begin + 32, end);
+    }
+    for (; begin < end; begin++) {
+        const Thread &t = *begin;
         auto same = [&](const Group &g) {
             const Thread &f = *g.first;
             return f.state == t.state && (t.state == EXITED || (f.line == t.line && f.mask == t.mask));
@@ -180,7 +191,7 @@ static void explain_waiting() {
         text += (text.empty() ? ": thread " : "; thread ") + text_of(t.index);
         if (many) text += format(" and %u more", g.others);
         if (t.state == AT_BARRIER)
-            text += (many ? " wait at __syncthreads in " : " waits at __syncthreads in ") + place(t.place);
+            text += (many ? " wait at __syncthreads in " : " waits at __syncthreads in ") + place(t.place, t.line);
         else if (t.state == IN_WARP)
             text += format(many ? " wait in %s with mask 0x%x in " : " waits in %s with mask 0x%x in ",
                            COLLECTIVES[t.collective], t.mask) + place(t.place);
@@ -197,7 +208,7 @@ EXPORT int emulated_syncthreads(int vote, int predicate, int line) {
     t.line = line, t.value = predicate, t.mask = 0, t.place = CALLER;
     t.state = AT_BARRIER;
     if (++w.waiting < n) {
-        give_way();
+        give_way(false);
         return t.value;
     }
     for (unsigned i = 0; i < n; i++) {
@@ -210,10 +221,10 @@ EXPORT int emulated_syncthreads(int vote, int predicate, int line) {
     w.waiting = 0;
     for (unsigned i = 0; i < n; i++) {
         w.threads[i].value = vote == SYNCTHREADS_COUNT ? yes : vote == SYNCTHREADS_AND ? yes == n : yes > 0;
-        if (i != w.number(t)) w.release(i);
+        w.release(i);
     }
-    t.state = RUNS;
     if (w.launch->checked) check_barrier(w);
+    give_way(false);
     return t.value;
 }
 
@@ -240,7 +251,7 @@ EXPORT uint64_t emulated_warp(int collective, unsigned mask, uint64_t value, int
         votes |= unsigned(its.value != 0) << lane;
     }
     if (came != wanted) {
-        give_way();
+        give_way(false);
         return t.value;
     }
     uint64_t values[32];
@@ -259,10 +270,10 @@ EXPORT uint64_t emulated_warp(int collective, unsigned mask, uint64_t value, int
             }
             its.value = values[its.source & 31];
         }
-        if (&its != &t) w.release(first + lane);
+        w.release(first + lane);
     }
-    t.state = RUNS;
     if (collective == SYNCWARP && w.launch->checked) check_synced(w, first, wanted, wanted == all);
+    give_way(false);
     return t.value;
 }
 
@@ -442,7 +453,21 @@ static void work(Launch *launch, int helpers) {
 }
 
 // While kernels run, Ctrl-C asks them to stop, and a fault is the error of the thread that made it.
-static void on_signal(int signal, siginfo_t *about, void *) {
+static void *interrupted_at(void *context) {
+    auto &machine = static_cast<ucontext_t *>(context)->uc_mcontext;
+#if defined(__APPLE__) && defined(__x86_64__)
+    uint64_t at = machine->__ss.__rip;
+#elif defined(__APPLE__)
+    uint64_t at = machine->__ss.__pc;
+#elif defined(__x86_64__)
+    uint64_t at = machine.gregs[REG_RIP];
+#else
+    uint64_t at = machine.pc;
+#endif
+    return reinterpret_cast<void *>(at + 1);  // as if it were the place to which a call returns
+}
+
+static void on_signal(int signal, siginfo_t *about, void *context) {
     if (signal == SIGINT) {
         interrupted = true;
         return;
@@ -454,10 +479,11 @@ static void on_signal(int signal, siginfo_t *about, void *) {
         return;
     }
     char *address = static_cast<char *>(about->si_addr), *stack = worker->current->stack;
-    if (signal == SIGFPE) fail(nullptr, "divides by zero.");
-    if (address >= stack - STACK && address < stack + STACK / 8)
-        fail(nullptr, "needs more local memory than the emulator's stack for a thread has.");
-    fail(nullptr, format("touches the address %p, where there is nothing.", static_cast<void *>(address)));
+    void *place = interrupted_at(context);
+    if (signal == SIGFPE) fail(place, "divides by zero.");
+    if (address >= stack - STACK && address < stack + STACK / 8) fail(place, TOO_DEEP);
+    fail(place, format("touches the address 0x%llx, where there is nothing.",
+                       reinterpret_cast<unsigned long long>(address)));
 }
 
 static const int SIGNALS[] = {SIGINT, SIGSEGV, SIGBUS, SIGFPE};

@@ -103,6 +103,7 @@ struct Worker {
     Launch *launch;
     Thread threads[MOST_THREADS];
     Thread *current;
+    Thread *suspect;  // has read what nobody has written; whoever writes it later, without a barrier, is in a race
     uint64_t block_number, packed_block;
     Index block;
     void *scheduler;                           // where run_block() waits while fibers run
@@ -135,14 +136,18 @@ struct Worker {
 extern __thread Worker *worker __attribute__((tls_model("initial-exec")));
 extern std::atomic<bool> interrupted;  // Ctrl-C
 
-// The error of the current thread, or of the whole block; `fail` gives up the block. In the text, @(address)
-// stands for a place in the kernel: Python makes a line of it.
+// The error of the current thread, or of the whole block; `fail` gives up the block. In the text, @(address:line)
+// stands for a place in the kernel: Python finds the line, if it is 0, and its file.
 void note(const std::string &error);
 [[noreturn]] void fail(const void *place, const std::string &what);
 [[noreturn]] void leave();
+void give_way(bool newest_first);
 std::string format(const char *text, ...) __attribute__((format(printf, 1, 2)));
 std::string text_of(const Index &index);
-std::string place(const void *address);
+std::string place(const void *address, int line = 0);
+
+constexpr const char *TOO_DEEP =
+    "needs more local memory than the emulator's stack for a thread has. Does a function call itself?";
 
 // emulator_checks.cpp
 void check_begin_launch(Launch &launch);   // copies the arguments into memory where nothing else lies

@@ -13,7 +13,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Like(NamedTuple):
-    """What of a tensor decides how it is computed with: a plan that is made for it can be kept."""
+    """What of a tensor decides how it is computed with."""
 
     shape: tuple
     strides: tuple
@@ -21,8 +21,15 @@ class Like(NamedTuple):
     device: torch.device
 
 
-def like(x: Tensor | None) -> Like | None:
-    return None if x is None else Like(x.shape, x.stride(), x.dtype, x.device)
+def like(x: Tensor | None) -> tuple | None:
+    """The fields of `Like`. Tensors of one kind are computed with in one way, every time: functions that
+    decide it take what this gives, and keep their answers (`functools.lru_cache`)."""
+    return None if x is None else (x.shape, x.stride(), x.dtype, x.device)
+
+
+def likes(*fields: tuple | None) -> list[Like | None]:
+    """What `like` gave, with names."""
+    return [x and Like(*x) for x in fields]
 
 
 def without_data(x: Tensor) -> bool:

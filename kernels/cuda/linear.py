@@ -5,13 +5,14 @@ checked and decided before. For tensors of one kind that is the same every time:
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from kernels.checks import check_width
-from kernels.cuda.launch import Like, cdiv, check, like, module, without_data
+from kernels.cuda.launch import Like, cdiv, check, like, likes, module, without_data
 from kernels.cuda.matmul import choose, choose_tiles
 
 
@@ -21,7 +22,6 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None):
     float32, bfloat16 or float16, all of one dtype, of any strides; summed in float32. Raises `ValueError` for
     shapes and devices that do not fit, `TypeError` for dtypes.
     """
-    check_width("linear", x, weight.shape[1])
     (y,) = times_weight("linear_forward", x, weight, bias, n_outputs=1)
     return y, (x, weight, bias is not None)
 
@@ -42,22 +42,26 @@ def check_gradient(operation: str, dy: Tensor, x: Tensor, weight: Tensor) -> Non
 
 def times_weight(kernel: str, x: Tensor, weight: Tensor, bias: Tensor | None, n_outputs: int) -> list[Tensor]:
     """x Wᵀ + bias, by a kernel of `linear.cu` that stores `n_outputs` arrays: it, and what it makes of it."""
-    outputs = [x.new_empty((*x.shape[:-1], weight.shape[0])) for _ in range(n_outputs)]
-    if not without_data(x):
-        x, bias = _rows(x), None if bias is None else bias.contiguous()
-        _forward_plan(kernel, like(x), like(weight), like(bias))(x, weight, bias, *outputs)
+    shape = (*x.shape[:-1], weight.shape[0])
+    if without_data(x):
+        return [x.new_empty(shape) for _ in range(n_outputs)]
+    x, bias = _rows(x), None if bias is None else bias.contiguous()
+    launch = _forward_plan(kernel, like(x), like(weight), like(bias))
+    outputs = [x.new_empty(shape) for _ in range(n_outputs)]
+    launch(x, weight, bias, *outputs)
     return outputs
 
 
 def gradient_of_input(dy: Tensor, weight: Tensor, pre: Tensor | None = None) -> Tensor:
     """dx = dy W; with `pre`, times GELU's slope there: the gradient of pre, when gelu(pre) was the input."""
     dx = dy.new_empty((*dy.shape[:-1], weight.shape[1]))
-    if not without_data(dy):
-        dy = _rows(dy)
-        if pre is None:
-            _dx_plan("linear_dx", like(dy), like(weight))(dy, weight, dx)
-        else:
-            _dx_plan("linear_dx_gelu", like(dy), like(weight))(dy, weight, pre, dx)
+    if without_data(dy):
+        return dx
+    dy = _rows(dy)
+    if pre is None:
+        _dx_plan("linear_dx", like(dy), like(weight))(dy, weight, dx)
+    else:
+        _dx_plan("linear_dx_gelu", like(dy), like(weight))(dy, weight, pre, dx)
     return dx
 
 
@@ -72,52 +76,65 @@ def gradients_of_weights(dy: Tensor, x: Tensor, has_bias: bool) -> tuple[Tensor,
 
 
 def _rows(x: Tensor) -> Tensor:
-    """`(..., C)` as `(rows, C)`: a view, but for layouts that have no single distance between rows."""
-    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    """x, or a copy of it if its rows do not lie at one distance."""
+    return x if x.is_contiguous() or x.dim() == 2 else x.reshape(-1, x.shape[-1])
+
+
+def _matrix(x: Like) -> tuple[int, tuple[int, int]]:
+    """-> how many rows `_rows` gave; and how far it is from a row, and from a feature, to the next."""
+    if len(x.shape) == 2:
+        return x.shape[0], x.strides
+    return math.prod(x.shape[:-1]), (x.shape[-1], 1)
 
 
 @functools.lru_cache(maxsize=1024)
-def _forward_plan(kernel: str, x: Like, weight: Like, bias: Like | None) -> Callable:
+def _forward_plan(kernel: str, x: tuple, weight: tuple, bias: tuple | None) -> Callable:
     """-> what launches the kernel on x, weight, bias and the outputs."""
+    x, weight, bias = likes(x, weight, bias)
+    C_out, C_in = weight.shape
     check("linear", x, weight, bias)
-    (M, C_in), C_out = x.shape, weight.shape[0]
+    check_width("linear", x, C_in)
     if bias is not None and tuple(bias.shape) != (C_out,):
         raise ValueError(
             f"linear: weight {tuple(weight.shape)} needs a bias of shape ({C_out},), got {tuple(bias.shape)}."
         )
-    return _product_plan(kernel, x, weight, M, C_out, C_in, width=C_out)
+    return _product_plan(kernel, x, weight, width=C_out)
 
 
 @functools.lru_cache(maxsize=1024)
-def _dx_plan(kernel: str, dy: Like, weight: Like) -> Callable:
+def _dx_plan(kernel: str, dy: tuple, weight: tuple) -> Callable:
     """-> what launches the kernel on dy, weight, pre if it takes that, and dx."""
+    dy, weight = likes(dy, weight)
     check("linear", dy, weight)
-    return _product_plan(kernel, dy, weight, dy.shape[0], *weight.shape, width=weight.shape[1])
+    return _product_plan(kernel, dy, weight, width=weight.shape[1])
 
 
-def _product_plan(kernel: str, a: Like, b: Like, M: int, C_out: int, C_in: int, width: int) -> Callable:
-    """-> what launches a kernel that computes an `(M, width)` in one go."""
-    if M * width == 0:
+def _product_plan(kernel: str, x: Like, weight: Like, width: int) -> Callable:
+    """-> what launches a kernel that makes `(rows, width)` of x, or dy, and the weight."""
+    n_rows, x_strides = _matrix(x)
+    if n_rows * width == 0:
         return _nothing
-    tiles = choose_tiles(M, width, a.device)
-    kernels = module("linear.cu", a.dtype, **tiles._asdict())
-    launch = getattr(kernels, kernel)[tiles.count(M, width), tiles.threads]
-    numbers = (*a.strides, *b.strides, M, C_out, C_in)
+    tiles = choose_tiles(n_rows, width, x.device)
+    kernels = module("linear.cu", x.dtype, **tiles._asdict())
+    launch = getattr(kernels, kernel)[tiles.count(n_rows, width), tiles.threads]
+    numbers = (*x_strides, *weight.strides, n_rows, *weight.shape)
     return lambda *tensors: launch(*tensors, *numbers)
 
 
 @functools.lru_cache(maxsize=1024)
-def _dweight_plan(dy: Like, x: Like, has_bias: bool) -> Callable:
+def _dweight_plan(dy: tuple, x: tuple, has_bias: bool) -> Callable:
     """-> what launches the kernels on dy, x, dweight and dbias."""
+    dy, x = likes(dy, x)
     check("linear", dy, x)
-    (M, C_out), C_in = dy.shape, x.shape[1]
-    if C_out == 0 or C_in == 0:
+    C_out, C_in = dy.shape[-1], x.shape[-1]
+    (n_rows, dy_strides), (_, x_strides) = _matrix(dy), _matrix(x)
+    if C_out * C_in == 0:
         return _nothing
-    tiles, k_part = choose(C_out, C_in, M, 1, dy.device)
-    n_parts = max(cdiv(M, k_part), 1)
+    tiles, k_part = choose(C_out, C_in, n_rows, 1, dy.device)
+    n_parts = max(cdiv(n_rows, k_part), 1)
     kernels = module("linear.cu", dy.dtype, **tiles._asdict())
     product = kernels.linear_dweight[(tiles.count(C_out, C_in), n_parts), tiles.threads]
-    numbers = (*dy.strides, *x.strides, k_part, M, C_out, C_in)
+    numbers = (*dy_strides, *x_strides, k_part, n_rows, C_out, C_in)
     if n_parts == 1:
         return lambda dy, x, dweight, dbias: product(dy, x, dweight, dbias, None, *numbers)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.cuda.launch import Like, cdiv, check, emulated, like, module, processors, without_data
+from kernels.cuda.launch import Like, cdiv, check, emulated, like, likes, module, processors, without_data
 
 
 class Tiles(NamedTuple):
@@ -86,7 +86,8 @@ class _Plan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(a: Like, b: Like, bias: Like | None, out: Like | None) -> _Plan:
+def _plan(a: tuple, b: tuple, bias: tuple | None, out: tuple | None) -> _Plan:
+    a, b, bias, out = likes(a, b, bias, out)
     check("matmul", a, b, bias, out)
     batch = _checked_batch(a, b, bias)
     (M, K), N = a.shape[-2:], b.shape[-1]
