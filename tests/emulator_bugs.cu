@@ -24,15 +24,16 @@ extern "C" __global__ void constant(const float *x, float *y, int wrong) {
 }
 
 extern "C" __global__ void misaligned(const float *x, float *y, int wrong) {
-    reinterpret_cast<float4 *>(y)[threadIdx.x] =
-        *reinterpret_cast<const float4 *>(x + 4 * threadIdx.x + wrong);  // <- misaligned
+    float4 v = *reinterpret_cast<const float4 *>(x + 4 * threadIdx.x + wrong);  // <- misaligned
+    reinterpret_cast<float4 *>(y)[threadIdx.x] = v;
 }
 
 extern "C" __global__ void misaligned_shared(float *y, int wrong) {
     __shared__ float s[66];
-    s[threadIdx.x] = s[threadIdx.x + 33] = threadIdx.x;
+    s[threadIdx.x] = s[threadIdx.x + 32] = threadIdx.x;
     __syncthreads();
-    y[threadIdx.x] = threadIdx.x < 16 ? reinterpret_cast<float2 *>(s + wrong)[threadIdx.x].x : 0;  // <- misaligned_shared
+    float2 pair = reinterpret_cast<float2 *>(s + wrong)[threadIdx.x];  // <- misaligned_shared
+    y[threadIdx.x] = pair.x + pair.y;
 }
 
 __device__ float third(const float *values, int i) { return values[i]; }  // <- shared_bounds
@@ -91,9 +92,9 @@ extern "C" __global__ void second_barrier(const float *x, float *y, int wrong) {
     __shared__ float s[128];
     float sum = 0;
     for (int k = 0; k < 3; k++) {
-        s[threadIdx.x] = x[threadIdx.x] + k;  // <- second_barrier
+        s[threadIdx.x] = x[threadIdx.x] + k;  // <- other:second_barrier
         __syncthreads();
-        sum += s[blockDim.x - 1 - threadIdx.x];
+        sum += s[blockDim.x - 1 - threadIdx.x];  // <- second_barrier
         if (!wrong) __syncthreads();
     }
     y[threadIdx.x] = sum;
@@ -160,13 +161,13 @@ extern "C" __global__ void histogram(const int *x, int *counts, int n, int wrong
 }
 
 extern "C" __global__ void half_atomic(int *counts, int wrong) {
-    if (threadIdx.x > 0 || !wrong) atomicAdd(counts, 1);
+    if (threadIdx.x > 0 || !wrong) atomicAdd(counts, 1);  // <- half_atomic
     else counts[0] = 1;  // <- other:half_atomic
 }
 
 extern "C" __global__ void between_blocks(float *y, int wrong) {
-    y[blockIdx.x] = blockIdx.x;
-    if (wrong) y[gridDim.x + blockIdx.x] = y[gridDim.x - 1 - blockIdx.x];  // <- between_blocks
+    y[blockIdx.x] = blockIdx.x;  // <- between_blocks
+    if (wrong) y[gridDim.x + blockIdx.x] = y[gridDim.x - 1 - blockIdx.x];  // <- other:between_blocks
 }
 
 extern "C" __global__ void in_place(float *x, int wrong) {
@@ -215,6 +216,11 @@ extern "C" __global__ void exited_lane(float *y, int n, int wrong) {
     if (threadIdx.x < n) y[threadIdx.x] = v;
 }
 
+extern "C" __global__ void exited_first(float *y, int wrong) {
+    if (wrong && threadIdx.x == 0) return;
+    y[threadIdx.x] = __shfl_xor_sync(0xffffffff, 1.0f, 1);  // <- exited_first
+}
+
 extern "C" __global__ void absent_lane(float *y, int wrong) {  // a block of 16 threads
     y[threadIdx.x] = __shfl_xor_sync(wrong ? 0xffffffffu : 0xffffu, 1.0f, wrong ? 16 : 8);  // <- absent_lane
 }
@@ -246,7 +252,7 @@ extern "C" __global__ void no_wait(const float *x, float *y, int wrong) {
 
 extern "C" __global__ void wait_for_one(const float *x, float *y, int n, int wrong) {  // a double buffer
     __shared__ float s[2][32];
-    __pipeline_memcpy_async(&s[0][threadIdx.x], &x[threadIdx.x], 4);
+    __pipeline_memcpy_async(&s[0][threadIdx.x], &x[threadIdx.x], 4);  // <- other:wait_for_one
     __pipeline_commit();
     float sum = 0;
     for (int k = 0; k < n; k++) {
@@ -262,7 +268,7 @@ extern "C" __global__ void wait_for_one(const float *x, float *y, int n, int wro
 
 extern "C" __global__ void wait_no_barrier(const float *x, float *y, int wrong) {
     __shared__ float s[64];
-    __pipeline_memcpy_async(&s[threadIdx.x], &x[threadIdx.x], 4);
+    __pipeline_memcpy_async(&s[threadIdx.x], &x[threadIdx.x], 4);  // <- other:wait_no_barrier
     __pipeline_commit();
     __pipeline_wait_prior(0);
     if (!wrong) __syncthreads();
@@ -285,7 +291,7 @@ extern "C" __global__ void too_much_shared(float *y, int wrong) {
     y[threadIdx.x] = a[threadIdx.x];
 }
 
-__device__ __noinline__ int sum_to(int n) {
+__device__ __noinline__ int sum_to(int n) {  // <- recursion
     volatile int here[64] = {};
     return n ? sum_to(n - 1) + n + here[n % 64] : 0;
 }
@@ -296,6 +302,12 @@ extern "C" __global__ void claims(float *y, int n, int wrong) {
     y[threadIdx.x] = 1;
 }
 
-extern "C" __global__ void forever(int *flag, float *y) {
-    while (*flag == 0) y[0] += 1;
+extern "C" __global__ void forever(float *y) {
+    while (y[0] >= 0) y[0] += 1;
+}
+
+extern "C" __global__ void crash(float *y, int64_t address) { *(float *)address = y[0]; }  // <- crash
+
+extern "C" __global__ void says(const float *x) {
+    if (threadIdx.x == 0) printf("block %d: %.2f\n", blockIdx.x, x[blockIdx.x]);
 }

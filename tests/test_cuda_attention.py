@@ -57,9 +57,10 @@ def assert_equals_reference(way: str, arrays: tuple, choices: tuple = (), large:
     assert max(errors) <= (10 if large else 1) * TOLERANCE[arrays[0].dtype], errors
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def tiled(monkeypatch):
-    """tiled(rows, columns, rows of a thread): the tiles of every plan made after it."""
+    """tiled(rows, columns, rows of a thread): the tiles of every plan from now on. Small ones unless a test
+    asks for others, so that small arrays have many."""
 
     def use(rows, columns, rows_of_a_thread):
         def tiles(D, *_):
@@ -72,6 +73,7 @@ def tiled(monkeypatch):
         attention._forward_plan.cache_clear()
         attention._backward_plan.cache_clear()
 
+    use(16, 16, 4)
     yield use
     monkeypatch.undo()
     forget()
@@ -251,11 +253,11 @@ def test_heads_wider_than_the_kernels_are_an_error():
 
 
 def test_tiles_fit_into_the_shared_memory_of_every_gpu(monkeypatch):
-    device = torch.device("cuda")
-    monkeypatch.setattr(attention, "emulated", lambda: False)
+    monkeypatch.undo()
     monkeypatch.setattr(attention, "processors", lambda _: 40)
     for kibibytes, D, kept in itertools.product((64, 99, 163, 227), (8, 32, 64, 128, 256), (1, 2)):
         monkeypatch.setattr(attention, "_shared_memory", lambda _, size=kibibytes: size * 1024)
-        tiles = attention._tiles(D, 8, 2048, kept, device)
-        assert tiles.shared_bytes(kept) <= kibibytes * 1024 and tiles.HEAD >= D
-        assert tiles.BLOCK_ROWS % tiles.ROWS == 0 and tiles.threads % 32 == 0
+        for T in (16, 2048):
+            tiles = attention._tiles(D, 8, T, kept, None)
+            assert tiles.shared_bytes(kept) <= kibibytes * 1024 and tiles.HEAD >= D
+            assert tiles.BLOCK_ROWS % tiles.ROWS == 0 and tiles.threads % 32 == 0

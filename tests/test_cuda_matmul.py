@@ -9,8 +9,10 @@ from operation_cases import assert_equals_float64_reference as assert_equals_ref
 from course.device import DEVICE
 from kernels import reference
 from kernels.cuda import linear, matmul, mlp
-from kernels.cuda.launch import cdiv
-from kernels.cuda.matmul import LARGE, MEDIUM, SMALL
+from kernels.cuda.matmul import FLOAT_TILES, TENSOR_TILES
+
+LARGE, MEDIUM, SMALL = FLOAT_TILES
+TILES = {f"{type(t).__name__}{t.BLOCK_M}x{t.BLOCK_N}": t for t in (*FLOAT_TILES, *TENSOR_TILES)}
 
 DTYPES = [dtype for dtype in TOLERANCE if dtype != torch.float64]
 named = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
@@ -40,16 +42,12 @@ def tiled(monkeypatch):
     """tiled(tiles, parts): every plan uses these tiles, and sums K in that many parts."""
 
     def use(tiles, parts=1):
-        def choose(M, N, K, matrices, device):
-            return tiles, max(cdiv(cdiv(K, parts), tiles.BLOCK_K) * tiles.BLOCK_K, 1)
-
         for module in (matmul, linear):
-            monkeypatch.setattr(module, "choose", choose)
-            monkeypatch.setattr(module, "choose_tiles", lambda *_: tiles)
+            monkeypatch.setattr(module, "choose", lambda *_: (tiles, parts))
         forget()
 
     def forget():
-        for plan in (matmul._plan, linear._forward_plan, linear._dx_plan, linear._dweight_plan):
+        for plan in (matmul._plan, linear._forward_plan, linear._backward_plan):
             plan.cache_clear()
 
     yield use
@@ -77,11 +75,13 @@ def test_products_of_every_layout(sizes, transposed, dtype):
 
 
 @pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("tiles", [SMALL, MEDIUM, LARGE], ids=["small", "medium", "large"])
+@pytest.mark.parametrize("tiles", TILES.values(), ids=TILES)
 def test_every_size_of_tiles(tiled, tiles, parts):
     tiled(tiles, parts)
+    dtype = torch.bfloat16 if tiles in TENSOR_TILES else torch.float32
     for M, N, K in ((1, 5, 200), (129, 65, 97), (128, 128, 96)):
-        a, b, bias = drawn(2, M, K), drawn(2, K, N, seed=1), drawn(N, seed=2)
+        shapes = (2, M, K), (2, K, N), (N,)
+        a, b, bias = (drawn(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes))
         exact = 0.5 * a.double() @ b.double() + bias.double()
         for left, right in ((a, b), (a.mT.contiguous().mT, b.mT.contiguous().mT)):
             assert_near(matmul.matmul(left, right, bias, alpha=0.5), exact)
@@ -133,11 +133,22 @@ def test_two_runs_give_the_same_bits(tiled, parts):
     assert torch.equal(matmul.matmul(a, b), matmul.matmul(a, b))
 
 
-def test_k_is_split_where_the_result_is_small():
-    device = torch.device(DEVICE)
-    assert matmul.choose(32, 32, 4096, 1, device)[1] < 4096
-    assert matmul.choose(32, 32, 100, 1, device)[1] >= 100
-    assert matmul.choose(4096, 4096, 4096, 1, device)[1] == 4096
+def test_k_is_split_where_the_result_is_small(monkeypatch):
+    monkeypatch.setattr(matmul, "processors", lambda _: 132)
+
+    def choice(M, N, K):
+        return matmul.choose(torch.float32, None, matmul.Product(M, N, K, splits=True))
+
+    assert choice(32, 32, 16384)[1] > 8 and choice(32, 32, 100)[1] == 1
+    assert choice(4096, 4096, 4096) == (LARGE, 1) and choice(100, 100, 100)[0] == SMALL
+    assert matmul.choose(torch.float32, None, matmul.Product(32, 32, 16384))[1] == 1
+
+
+@pytest.mark.parametrize("K, parts", [(0, 1), (1, 1), (100, 3), (128, 2), (65, 8)])
+def test_parts_cover_k_once(K, parts):
+    k_part, n_parts = matmul.part_of(K, parts, SMALL)
+    assert k_part % SMALL.BLOCK_K == 0 and (n_parts - 1) * k_part <= max(K - 1, 0) < n_parts * k_part
+    assert n_parts <= parts
 
 
 @pytest.mark.parametrize(
@@ -182,11 +193,11 @@ def _linear(rows, C_out, C_in, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("tiles", [SMALL, MEDIUM, LARGE], ids=["small", "medium", "large"])
+@pytest.mark.parametrize("tiles", TILES.values(), ids=TILES)
 @pytest.mark.parametrize("sizes", [(150, 70, 33), (128, 64, 128), (1, 130, 3)])
 def test_linear_with_every_size_of_tiles(tiled, tiles, parts, sizes):
     tiled(tiles, parts)
-    x, weight, bias, dy = _linear(*sizes)
+    x, weight, bias, dy = _linear(*sizes, torch.float16 if tiles in TENSOR_TILES else torch.float32)
     exact = [t.double() for t in (x, weight, bias)]
     y, saved = linear.linear_forward(x, weight, bias)
     exact_y, exact_saved = reference.linear_forward(*exact)
@@ -243,10 +254,10 @@ def test_wrong_layers_are_errors():
     with pytest.raises(TypeError, match="convert"):
         linear.linear_forward(x, weight.half(), bias)
     _, saved = linear.linear_forward(x, weight, bias)
-    with pytest.raises(ValueError, match=r"\(4, 5\)"):
+    with pytest.raises(ValueError, match=r"no gradient \(3, 5\)"):
         linear.linear_backward(dy[:3], saved)
     _, saved = mlp.gelu_mlp_forward(x, weight, bias, weight.T, None)
-    with pytest.raises(ValueError, match=r"\(4, 6\)"):
+    with pytest.raises(ValueError, match=r"no gradient \(4, 5\)"):
         mlp.gelu_mlp_backward(dy, saved)
 
 

@@ -2,8 +2,6 @@
 //
 // The emulator puts this file before a kernel's source. Each thread of a block is a fiber (a stack of its own,
 // see emulator_runtime.cpp); whatever threads do together, barriers and shuffles, is a call of the runtime.
-#pragma once
-
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>

@@ -1,25 +1,29 @@
 """CUDA C++ without a GPU: the same source, compiled by g++ or clang++, run on CPU tensors, and watched.
 
-`compile` turns a source into a `Library`, `launch` runs one of its kernels. Every access to memory is checked,
-and what a GPU would let pass is an `EmulatorError` that names kernel, block, thread, line and element; inside
-`checks(False)` nothing is checked, and kernels run about ten times as fast.
+`compile` turns a source into a `Library`, `launch` runs one of its kernels. Every access to memory is
+checked, and what a GPU would let pass is an `EmulatorError` that names kernel, block, thread, line and
+element. Inside `checks(False)` nothing is checked, and kernels run about ten times as fast.
 
 emulator.h gives the compiler CUDA's names; emulator_runtime.cpp runs blocks and threads; emulator_checks.cpp
 looks at the accesses.
 
-What it has: threads, blocks, shared memory, barriers, shuffles, votes, atomics, asynchronous copies into shared
-memory. What it reports: elements out of bounds, of arguments, of shared and of local arrays; shared memory read
-before it is written, or while a copy into it is on its way; two threads at the same element of shared or global
-memory, one of them writing, with nothing that orders them; misaligned vectors; null and wild pointers; writes
-through pointers to const; barriers and shuffles that not all threads reach; a shuffle from a lane that takes no
-part; division by zero.
+What it has: threads, blocks, shared memory, barriers, shuffles, votes, atomics, asynchronous copies into
+shared memory, printf and assert. What it reports:
 
-What it has not: warps in step, a schedule like a GPU's, or its memory model. Threads take turns only where they
-wait; between two such places a thread runs alone, and everybody sees what it wrote at once. So a kernel that is
-right here can still lack a fence. A spin lock that waits for a block which has not begun hangs. After a
-__threadfence() anywhere in a launch, races between blocks are no longer looked for: the emulator cannot know what
-a fence is for. Arithmetic is the CPU's, without fused multiply-adds of the compiler's own making; the fast
-versions of functions (__expf) are the exact ones. Tensor cores, clusters and TMA are not there.
+- elements out of bounds, of arguments, of shared arrays and of local ones; null and wild pointers; vectors at
+  addresses that are no multiples of their size; writes through pointers to const;
+- shared memory that is read before it is written, or while a copy into it is on its way;
+- two threads at the same bytes of shared or global memory, one of them writing, with nothing between;
+- barriers and shuffles that not all threads reach; a shuffle from a lane that takes no part;
+- division by zero, and more local memory than a stack has.
+
+What it has not: warps in step, a schedule like a GPU's, or its memory model. Threads take turns only where
+they wait; between two such places a thread runs alone, and everybody sees what it wrote at once. So a kernel
+that is right here can still lack a fence. A thread that waits for a block which has not begun waits for ever.
+After a __threadfence() anywhere in a launch, races between blocks are no longer looked for: the emulator
+cannot know what the fence is for. Arrays that a function was given by pointer and that are local to its
+caller have no bounds. Arithmetic is the CPU's, and the compiler fuses no multiplication with an addition; the
+fast versions of functions (__expf) are the exact ones. Tensor cores, clusters and TMA are not there.
 """
 
 import contextlib
@@ -83,11 +87,13 @@ class Library:
         self._compiled: dict[bool, ctypes.CDLL] = {}
 
     def compiled(self, checked: bool) -> ctypes.CDLL:
-        """The machine code. Raises `CompileError` with the source's line, `EmulatorError` without a compiler."""
+        """The machine code. Raises `CompileError` with the line, `EmulatorError` without a compiler."""
         if checked not in self._compiled:
             _runtime()  # first: it has the functions that the library calls
             flags = [*KERNEL_FLAGS, *self.options, *(CHECK_FLAGS if checked else ())]
-            if checked and "clang" in _version(compiler()):  # by itself it leaves out the first half of x += 1
+            if checked and "clang" in _version(
+                compiler()
+            ):  # by itself it leaves out the first half of x += 1
                 flags += ["-mllvm", "-tsan-instrument-read-before-write"]
             self._compiled[checked] = _build({"kernel.cpp": _plain_cpp(self), **self.headers}, flags)
         return self._compiled[checked]
@@ -104,8 +110,8 @@ def compile(
 ) -> Library:
     """Compile CUDA C++ for this computer's CPU, or take it from the cache.
 
-    `name` is how messages call the source, `include_dirs` is where `#include "x.cuh"` is looked for, `options`
-    are for the compiler. Raises `CompileError` with the source's line, `EmulatorError` without a compiler.
+    `name` is how messages call the source, `include_dirs` is where `#include "x.cuh"` is looked for,
+    `options` are for the compiler. Raises `CompileError` with the line, `EmulatorError` without a compiler.
     """
     library = Library(source, name, cache.headers(source, include_dirs), options)
     library.compiled(_checking)
@@ -181,7 +187,6 @@ def _split(text: str) -> list[str]:
 # The compiler
 
 
-@functools.cache
 def compiler() -> str:
     """The path of the C++ compiler. Raises `EmulatorError` where there is none."""
     for name in ("g++", "clang++"):
@@ -241,12 +246,10 @@ def _call(arguments: list[str], folder: str) -> None:
     done = subprocess.run([compiler(), *arguments], cwd=folder, capture_output=True, text=True)
     told = []
     for line in done.stderr.splitlines():
-        found = re.match(
-            r"(.+?):(\d+):(?:\d+:)? (?:(?:fatal )?error: (.*)|.*(frame size of \d+ bytes))", line
-        )
+        found = re.match(r"(.+?):(\d+):(?:\d+:)? (?:(?:fatal )?error: (.*)|.*(frame size) \D*(\d+))", line)
         if found:
-            too_much = f"{found[4]}: more local memory than the emulator's threads have" if found[4] else None
-            told.append(f"{found[1]} line {found[2]}: {too_much or found[3]}")
+            what = found[3] or f"{found[5]} bytes of local memory are more than the emulator's threads have"
+            told.append(f"{found[1]} line {found[2]}: {what}")
     if done.returncode or told:
         raise CompileError("\n".join(told[:3]) or done.stderr.strip())
 

@@ -5,6 +5,7 @@
 // registers on one stack and loads them from another: some nanoseconds, no system call.
 #include "emulator_runtime.h"
 
+#include <dlfcn.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -415,6 +416,15 @@ Worker::Worker() {
     arena = static_cast<char *>(mmap(nullptr, ARENA, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0));
 }
 
+static void work(Launch *launch, int helpers);
+
+static void help(Launch *launch) {
+    work(launch, 0);
+    std::lock_guard<std::mutex> lock(launch->mutex);
+    launch->helpers--;
+    launch->helper_left.notify_one();
+}
+
 // Take blocks until there are none. A launch that takes longer than it takes to start threads gets `helpers`.
 static void work(Launch *launch, int helpers) {
     {
@@ -441,49 +451,70 @@ static void work(Launch *launch, int helpers) {
         run_block(block);
         uint64_t left = launch->blocks - block - 1;
         if (helpers && left && std::chrono::steady_clock::now() - begin > std::chrono::microseconds(100))
-            for (left = std::min(left, uint64_t(helpers)), helpers = 0; left; left--)
-                others.emplace_back(work, launch, 0);
+            for (left = std::min(left, uint64_t(helpers)), helpers = 0; left; left--) {
+                std::lock_guard<std::mutex> lock(launch->mutex);
+                launch->helpers++;
+                others.emplace_back(help, launch);
+            }
     }
     w.current = nullptr;
-    for (std::thread &other : others) other.join();
     sigaltstack(&before, nullptr);
+    for (std::unique_lock<std::mutex> lock(launch->mutex); launch->helpers;)
+        if (launch->helper_left.wait_for(lock, std::chrono::milliseconds(20)) == std::cv_status::timeout && interrupted)
+            for (std::thread &other : others) pthread_kill(other.native_handle(), SIGINT);
+    for (std::thread &other : others) other.join();
     std::lock_guard<std::mutex> lock(idle_mutex);
     idle.push_back(&w);
     worker = nullptr;
 }
 
-// While kernels run, Ctrl-C asks them to stop, and a fault is the error of the thread that made it.
-static void *interrupted_at(void *context) {
-    auto &machine = static_cast<ucontext_t *>(context)->uc_mcontext;
-#if defined(__APPLE__) && defined(__x86_64__)
-    uint64_t at = machine->__ss.__rip;
-#elif defined(__APPLE__)
-    uint64_t at = machine->__ss.__pc;
-#elif defined(__x86_64__)
-    uint64_t at = machine.gregs[REG_RIP];
-#else
-    uint64_t at = machine.pc;
-#endif
-    return reinterpret_cast<void *>(at + 1);  // as if it were the place to which a call returns
+// While kernels run, Ctrl-C stops them, and a fault is the error of the thread that made it. A handler changes where
+// the thread goes on: after_signal(), on the stack of the fiber, which is given up.
+
+[[noreturn]] static void after_signal() {
+    Worker &w = *worker;
+    if (w.fault.empty()) leave();
+    std::string told;
+    told.swap(w.fault);
+    fail(w.fault_place, told);
 }
 
 static void on_signal(int signal, siginfo_t *about, void *context) {
-    if (signal == SIGINT) {
-        interrupted = true;
-        return;
-    }
-    if (!worker || !worker->current) {  // not ours
+    auto &machine = static_cast<ucontext_t *>(context)->uc_mcontext;
+#if defined(__APPLE__) && defined(__x86_64__)
+    auto &at = machine->__ss.__rip, &stack_pointer = machine->__ss.__rsp;
+#elif defined(__APPLE__)
+    auto &at = machine->__ss.__pc, &stack_pointer = machine->__ss.__sp;
+#elif defined(__x86_64__)
+    auto &at = machine.gregs[REG_RIP], &stack_pointer = machine.gregs[REG_RSP];
+#else
+    auto &at = machine.pc, &stack_pointer = machine.sp;
+#endif
+    if (signal == SIGINT) interrupted = true;
+    Worker *w = worker;
+    if (!w || !w->current) {
         struct sigaction usual{};
         usual.sa_handler = SIG_DFL;
-        sigaction(signal, &usual, nullptr);
+        if (signal != SIGINT) sigaction(signal, &usual, nullptr);  // the fault comes again, and is Python's
         return;
     }
-    char *address = static_cast<char *>(about->si_addr), *stack = worker->current->stack;
-    void *place = interrupted_at(context);
-    if (signal == SIGFPE) fail(place, "divides by zero.");
-    if (address >= stack - STACK && address < stack + STACK / 8) fail(place, TOO_DEEP);
-    fail(place, format("touches the address 0x%llx, where there is nothing.",
-                       reinterpret_cast<unsigned long long>(address)));
+    char *address = static_cast<char *>(about->si_addr), *stack = w->current->stack;
+    w->fault_place = reinterpret_cast<void *>(at + 1);  // as if it were the place to which a call returns
+    if (signal == SIGINT) {
+        Dl_info its, kernel;  // elsewhere, in malloc for one, a thread cannot be torn out
+        if (!dladdr(w->fault_place, &its) || !dladdr(reinterpret_cast<void *>(w->launch->kernel), &kernel) ||
+            its.dli_fbase != kernel.dli_fbase)
+            return;
+    } else if (signal == SIGFPE) {
+        w->fault = "divides by zero.";
+    } else if (address >= stack - STACK && address < stack + STACK / 8) {
+        w->fault = TOO_DEEP;
+    } else {
+        w->fault = format("touches the address 0x%llx, where there is nothing.",
+                          reinterpret_cast<unsigned long long>(address));
+    }
+    at = reinterpret_cast<uint64_t>(after_signal);
+    stack_pointer = reinterpret_cast<uint64_t>(stack + STACK - 256 - (SAVED == 6 ? 8 : 0));  // as after a call
 }
 
 static const int SIGNALS[] = {SIGINT, SIGSEGV, SIGBUS, SIGFPE};

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include <atomic>
+#include <condition_variable>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -97,6 +98,8 @@ struct Launch {
     std::atomic<bool> fenced{false};            // some thread called __threadfence()
     std::mutex mutex;
     std::string error;
+    int helpers = 0;  // OS threads that take blocks besides the one that launched
+    std::condition_variable helper_left;
 };
 
 struct Worker {
@@ -123,6 +126,8 @@ struct Worker {
     std::vector<Cell> cells;                       // of the arena
     uint64_t cells_launch = 0;                        // when they were last cleared
     const char *statics_begin, *statics_end;       // of the kernel's own constants, what was met of them
+    std::string fault;  // what a signal was about, and where
+    const void *fault_place;
     char signal_stack[32 * 1024];
 
     Worker();

@@ -43,13 +43,13 @@ class Code:
     """One source: compiled and loaded for a GPU when a kernel is first launched there."""
 
     def __init__(self, text: str, name: str, folder: Path):
-        self._source = text, name, folder
+        self.text, self.name, self.folder = text, name, folder
         self._modules: dict[int, ctypes.c_void_p] = {}
 
     def compile(self, device: int) -> bytes:
         """-> the machine code for that GPU."""
         major, minor = torch.cuda.get_device_capability(device)
-        return nvrtc.compile(*self._source, 10 * major + minor)
+        return nvrtc.compile(self.text, self.name, self.folder, 10 * major + minor)
 
     def function(self, kernel: str, device: int) -> driver.Function:
         """A kernel on a GPU, the current one."""

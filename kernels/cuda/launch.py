@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from kernels.cuda.module import Module, load
+from kernels.cuda.module import Module, emulated, load
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -69,10 +69,12 @@ def check(operation: str, *tensors) -> None:
         )
 
 
-@functools.cache
-def emulated() -> bool:
-    """Whether kernels run on the CPU here."""
-    return not torch.cuda.is_available()
+def check_gradient(operation: str, dy: Tensor, y: Tensor) -> None:
+    """A gradient has the shape of what it is the gradient of: a kernel would read past its end."""
+    if dy.shape != y.shape:
+        raise ValueError(
+            f"{operation}: a result of shape {tuple(y.shape)} has no gradient {tuple(dy.shape)}."
+        )
 
 
 @functools.cache
@@ -85,6 +87,26 @@ def module(file: str, dtype: torch.dtype = torch.float32, **macros: int) -> Modu
 def processors(device: torch.device) -> int:
     """How many blocks must run to keep the whole GPU busy; the emulator plays a small one."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+def empty(x: Tensor) -> Tensor:
+    """A contiguous tensor like x, with nothing in it yet."""
+    if x.is_contiguous():
+        return torch.empty_like(x)  # half the time of the next line
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def integers(operation: str, name: str, ids: Tensor) -> Tensor:
+    """Ids or targets as kernels read them: int64, without gaps. Raises `TypeError` for fractions."""
+    if ids.dtype is not torch.int64:
+        if ids.is_floating_point() or ids.is_complex():
+            raise TypeError(f"{operation}: {name} must be integers, not {ids.dtype}.")
+        ids = ids.long()
+    return ids.contiguous()
+
+
+def nothing(*_) -> None:
+    """The launch for arrays that have no numbers."""
 
 
 def cdiv(a: int, b: int) -> int:

@@ -46,7 +46,7 @@ def tensor_map(x: Tensor, tile: tuple[int, ...], swizzle: int = 0) -> TensorMap:
         )
     if max(tile) > 256 or min(tile) < 1 or tile[-1] * size % 16 or (swizzle and tile[-1] * size > swizzle):
         raise ValueError(
-            "tensor_map: a tile has up to 256 elements a dimension; its rows have a multiple of 16 bytes, and "
+            "tensor_map: a tile has up to 256 elements a dimension; its rows have a multiple of 16 bytes, "
             f"not more than the swizzle; got {tile} of {x.dtype} with swizzle {swizzle}."
         )
     if isinstance(x, FakeTensor):
