@@ -233,8 +233,7 @@ def _reader(signature: Signature) -> Callable:
     """A function of a kernel's arguments -> the GPU of its tensors, and what `struct` packs.
 
     It returns nothing for what is rare: numbers of other classes than int and float, and what is wrong. It is
-    written here line by line, for one signature: a loop over arguments and their kinds takes twice as long,
-    longer than the driver.
+    written here line by line, for one signature: a loop over arguments and their kinds takes twice as long.
     """
     given = {"Tensor": Tensor, "Parameter": Parameter}
     names = [f"a{i}" for i in range(len(signature.parameters))]

@@ -32,6 +32,9 @@ def tensor_map(x: Tensor, tile: tuple[int, ...], swizzle: int = 0) -> TensorMap:
     number of bytes, 32, 64 or 128, within which 16-byte pieces change places in shared memory, so that a
     column's pieces lie in different banks; 0 leaves them in order. Made once for an address and a shape.
 
+    A kernel may ask for tiles that begin anywhere, also outside, but in the last dimension only at multiples
+    of 16 bytes: any other is an illegal instruction, and no check before the launch can know of it.
+
     Raises `ValueError` for what the copy engine cannot fetch, `TypeError` for a dtype that it does not know.
     """
     size = x.element_size()
