@@ -39,6 +39,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from kernels.cuda import cache
 from kernels.cuda.cache import CompileError
@@ -77,6 +78,23 @@ def checks(on: bool) -> Iterator[None]:
         yield
     finally:
         _checking = before
+
+
+_reachable: tuple[Tensor, ...] = ()
+
+
+@contextlib.contextmanager
+def reachable(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Kernels launched inside may reach these tensors too, through addresses in a table that they are given.
+
+    Of these only the bounds are checked, and a launch that fails can have changed them.
+    """
+    global _reachable
+    before, _reachable = _reachable, tuple(sorted(tensors, key=Tensor.data_ptr))
+    try:
+        yield
+    finally:
+        _reachable = before
 
 
 class Library:
@@ -271,7 +289,8 @@ class _Argument(ctypes.Structure):
     ]
 
 
-CONST, NONE, GAPS = 1, 2, 4
+CONST, NONE, GAPS, TABLE = 1, 2, 4, 8
+MOST_POINTERS = 32
 _NUMBERS = {
     "float": ctypes.c_float,
     "double": ctypes.c_double,
@@ -302,6 +321,10 @@ def launch(
     values = [_value(p, a) for p, a in zip(signature.parameters, arguments, strict=True)]
     pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
     described = _describe(code, signature, arguments) if checked else []
+    if len(described) > MOST_POINTERS:
+        raise ValueError(f"{signature.name}: more than {MOST_POINTERS} pointers; launch it in checks(False).")
+    others = [_argument(f"the tensor of {tuple(x.shape)}", x, TABLE) for x in _reachable] if checked else []
+    described += others
     text = ctypes.create_string_buffer(4096)
     runtime = _runtime()
     length = runtime.emulated_launch(
@@ -309,6 +332,7 @@ def launch(
         pointers,
         (_Argument * len(described))(*described),
         len(described),
+        len(others),
         (ctypes.c_uint * 3)(*grid),
         (ctypes.c_uint * 3)(*block),
         shared_bytes,
@@ -337,18 +361,22 @@ def _describe(code: ctypes.CDLL, signature: Signature, arguments: Sequence) -> l
     for i, (parameter, x) in enumerate(zip(signature.parameters, arguments)):
         if not parameter.pointer:
             continue
-        name, flags = parameter.name.encode(), CONST if constants >> i & 1 else 0
+        flags = CONST if constants >> i & 1 else 0
         if x is None:
-            described.append(_Argument(name, None, 0, 1, 0, flags | NONE, i))
-            continue
-        elements = x.numel()
-        if elements and not x.is_contiguous():
-            elements = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride()))
-            flags |= GAPS * (elements != x.numel())
-        size = x.element_size()
-        offset = x.storage_offset() * size % 512
-        described.append(_Argument(name, x.data_ptr(), elements * size, size, offset, flags, i))
+            described.append(_Argument(parameter.name.encode(), None, 0, 1, 0, flags | NONE, i))
+        else:
+            described.append(_argument(parameter.name, x, flags, i))
     return described
+
+
+def _argument(name: str, x: Tensor, flags: int, parameter: int = 0) -> _Argument:
+    elements = x.numel()
+    if elements and not x.is_contiguous():
+        elements = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride()))
+        flags |= GAPS * (elements != x.numel())
+    size = x.element_size()
+    offset = x.storage_offset() * size % 512
+    return _Argument(name.encode(), x.data_ptr(), elements * size, size, offset, flags, parameter)
 
 
 # Lines
