@@ -108,13 +108,15 @@ class Library:
         """The machine code. Raises `CompileError` with the line, `EmulatorError` without a compiler."""
         if checked not in self._compiled:
             _runtime()  # first: it has the functions that the library calls
-            flags = [*KERNEL_FLAGS, *self.options, *(CHECK_FLAGS if checked else ())]
-            if checked and "clang" in _version(
-                compiler()
-            ):  # by itself it leaves out the first half of x += 1
-                flags += ["-mllvm", "-tsan-instrument-read-before-write"]
-            self._compiled[checked] = _build({"kernel.cpp": _plain_cpp(self), **self.headers}, flags)
+            self._compiled[checked] = _build(*self.recipe(checked))
         return self._compiled[checked]
+
+    def recipe(self, checked: bool) -> tuple[dict[str, str], list[str]]:
+        """What the compiler is given: the texts of files by their names, and flags."""
+        flags = [*KERNEL_FLAGS, *self.options, *(CHECK_FLAGS if checked else ())]
+        if checked and "clang" in _version(compiler()):  # else x += 1 is a write only
+            flags += ["-mllvm", "-tsan-instrument-read-before-write"]
+        return {"kernel.cpp": _plain_cpp(self), **self.headers}, flags
 
     def line(self, file: str, number: int) -> str:
         """A line of the source, or of a header of it, as it was written."""
