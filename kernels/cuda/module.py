@@ -30,23 +30,31 @@ def load(
     Raises `FileNotFoundError` for a file that is not there, `TypeError` for another scalar, `ValueError` for
     kernels that cannot be launched, and `CompileError` with the source's line for what is not CUDA C++.
     """
-    if scalar not in SCALARS:
-        raise TypeError(f"load: scalar is one of {', '.join(map(str, SCALARS))}, got {scalar!r}.")
-    text, name, folder = _read(source)
+    plain, text, name, folder = texts(source, scalar, macros)
     if emulate is None:
         emulate = not torch.cuda.is_available() or os.environ.get("COURSE_EMULATE_CUDA") == "1"
     try:
-        found = signatures(text, SCALARS[scalar])
+        found = signatures(plain, SCALARS[scalar])
     except ValueError as wrong:
         raise ValueError(f"{name}, {wrong}") from None
-    before = [f"typedef {SCALARS[scalar]} scalar;", *(f"#define {k} {_macro(v)}" for k, v in macros.items())]
-    text = "\n".join([*before, f'#line 1 "{name}"', text])
     if emulate:
         library = emulator.compile(text, name, [folder], ())
         return Module(name, {k: EmulatedKernel(signature, library) for k, signature in found.items()})
     code = gpu.Code(text, name, folder)
     code.compile(torch.cuda.current_device())
     return Module(name, {k: gpu.GpuKernel(signature, code) for k, signature in found.items()})
+
+
+def texts(source: str | Path, scalar: torch.dtype, macros: dict) -> tuple[str, str, str, Path]:
+    """-> a source's text, what a compiler gets of it, its name in messages, and its headers' folder.
+
+    Takes what `load` does, and raises the same for a file or a scalar that is none.
+    """
+    if scalar not in SCALARS:
+        raise TypeError(f"load: scalar is one of {', '.join(map(str, SCALARS))}, got {scalar!r}.")
+    text, name, folder = _read(source)
+    before = [f"typedef {SCALARS[scalar]} scalar;", *(f"#define {k} {_macro(v)}" for k, v in macros.items())]
+    return text, "\n".join([*before, f'#line 1 "{name}"', text]), name, folder
 
 
 def _read(source: str | Path) -> tuple[str, str, Path]:

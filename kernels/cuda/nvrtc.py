@@ -34,15 +34,40 @@ def compile(text: str, name: str, folder: Path, capability: int) -> bytes:
     Headers in `folder` are found, `name` stands in messages. For an H100 and later the code may use what only
     that architecture has. Raises `CompileError`, and `RuntimeError` where there is no NVRTC.
     """
+    source, include, parts = _prepared(text, name, folder, capability)
+    path = cache.compiled(parts, ".cubin", lambda: _compile(source, name, [folder, include], parts[-1]))
+    return cache.content(path)
+
+
+def listing(text: str, name: str, folder: Path, capability: int) -> tuple[str, str]:
+    """-> the PTX of a source that `compile` accepts, and what the assembler says of it: registers, spills."""
+    source, include, parts = _prepared(text, name, folder, capability)
+    nvrtc = _nvrtc()[2]  # itself: cuda.core asks the driver before it gives PTX
+    _, program = nvrtc.nvrtcCreateProgram(source.encode(), name.encode(), 0, None, None)
+    options = [f"-arch={parts[-1]}", "-std=c++17", "--ptxas-options=-v"]
+    options += [f"-I{path}" for path in (folder, include) if path]
+    nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+    texts = []
+    for size, get in ((nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX),
+                      (nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog)):  # fmt: skip
+        buffer = bytes(size(program)[1])
+        get(program, buffer)
+        texts.append(buffer.rstrip(b"\0").decode())
+    nvrtc.nvrtcDestroyProgram(program)
+    return texts[0], texts[1]
+
+
+def _prepared(text: str, name: str, folder: Path, capability: int) -> tuple[str, Path | None, tuple]:
+    """-> what the compiler gets, CUDA's headers if it needs them, and all that its result depends on, the
+    architecture last."""
     own = cache.headers(text, [folder])
     everything = text + "".join(own.values())
     wanted = [f"#include <{header}>\n" for word, header in HEADERS.items() if word in everything]
     source = f'{"".join(wanted)}{PRELUDE}#line 1 "{name}"\n{text}'
     architecture = f"sm_{capability}{'a' if capability >= 90 else ''}"
     include = cuda_headers() if wanted or "#include <" in everything else None
-    parts = (source, name, repr(sorted(own.items())), architecture, str(include), *map(str, version()))
-    path = cache.compiled(parts, ".cubin", lambda: _compile(source, name, [folder, include], architecture))
-    return cache.content(path)
+    parts = (source, name, repr(sorted(own.items())), str(include), *map(str, version()), architecture)
+    return source, include, parts
 
 
 def _compile(source: str, name: str, folders: list[Path | None], architecture: str) -> bytes:
