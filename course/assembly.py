@@ -1,20 +1,18 @@
 """What compilers make of a kernel, for any GPU, on any machine that has them: assembly, to read.
 
 `ptx` is Triton's. Where its kernels are interpreted they cannot be compiled in the same process, so a fresh
-one does it. `cuda` is what NVIDIA's NVRTC makes of CUDA C++.
+one does it. `sass` is the machine code that NVIDIA's NVRTC makes of CUDA C++.
 """
 
 import importlib.util
 import inspect
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
 
 HEAD = "import triton\nimport triton.language as tl\n\n\n"
 
@@ -50,48 +48,24 @@ def ptx(kernel, *arguments, gpu: str = "H100", **options) -> str:
     return child.stdout
 
 
-class Compiled(NamedTuple):
-    """A CUDA source compiled: its PTX; its machine code as text, "" where there is no `cuobjdump`; the
-    registers that a thread of its (last) kernel takes, and the bytes of them that found no place in one."""
+def sass(source: str | Path, *, capability: int = 90, **options) -> str:
+    """The machine code of CUDA C++ as text, for GPUs of that compute capability, 90 for an H100.
 
-    ptx: str
-    sass: str
-    registers: int
-    spilled: int
-
-
-def cuda(source: str | Path, *, capability: int = 90, scalar=None, **macros) -> Compiled:
-    """What NVRTC makes of a source for GPUs of that compute capability, 90 for an H100.
-
-    The other arguments are those of `kernels.cuda.module.load`; it raises the same errors, and `RuntimeError`
-    with what to install where NVRTC is not.
+    `source` and `options` are what `kernels.cuda.module.load` takes; it raises the same errors, and
+    `RuntimeError` with what to install where there is no compiler, or nothing that can read its code.
     """
-    import torch
+    from kernels.cuda.module import cubin
 
-    from kernels.cuda import nvrtc
-    from kernels.cuda.module import texts
-
-    _, *text = texts(source, scalar or torch.float32, macros)
-    code = nvrtc.compile(*text, capability)
-    ptx_text, log = nvrtc.listing(*text, capability)
-    registers, spilled = (
-        re.findall(rf"(\d+) {what}", log)[-1] for what in ("registers", "bytes spill stores")
-    )
-    return Compiled(ptx_text, _disassembled(code), int(registers), int(spilled))
-
-
-def _disassembled(code: bytes) -> str:
-    """The text of a cubin, by the `cuobjdump` of a CUDA toolkit or of Triton's package."""
-    found = shutil.which("cuobjdump")
-    if found is None and (triton := importlib.util.find_spec("triton")):
-        bundled = Path(triton.origin).parent / "backends" / "nvidia" / "bin"
-        found = shutil.which("cuobjdump", path=str(bundled))
-    if found is None:
-        return ""
+    code = cubin(source, capability=capability, **options)
+    reader = shutil.which("cuobjdump")  # of a CUDA toolkit
+    if reader is None and (triton := importlib.util.find_spec("triton")):
+        reader = shutil.which("cuobjdump", path=str(Path(triton.origin).parent / "backends/nvidia/bin"))
+    if reader is None:
+        raise RuntimeError("There is no cuobjdump here; Triton's package has one: pip install triton.")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(code)
-        return subprocess.run([found, "-sass", file], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([reader, "-sass", file], capture_output=True, text=True, check=True).stdout
 
 
 def _plain(x):

@@ -28,7 +28,8 @@ class Finding:
 def examine() -> list[Finding]:
     """Everything that the course needs or can use, in the order in which it matters."""
     findings = [_python(), _pytorch()]
-    if findings[-1].status == OK:
+    has_pytorch = findings[-1].status == OK
+    if has_pytorch:
         findings += [_gpu(), _dtype()]
     return [
         *findings,
@@ -36,6 +37,7 @@ def examine() -> list[Finding]:
         _jupyterlab(),
         _corpus(),
         _triton(),
+        *([_cuda_compiler()] if has_pytorch else []),
         _cpp_compiler(),
         _processor(),
         _disk(),
@@ -147,6 +149,18 @@ def _triton() -> Finding:
         "Triton", f"has no package for {platform.system()}", LACK,
         "use Linux or Colab for notebooks 07 to 11; the others run here",
     )  # fmt: skip
+
+
+def _cuda_compiler() -> Finding:
+    from kernels.cuda import nvrtc
+
+    try:
+        major, minor = nvrtc.version()
+        nvrtc.cuda_headers()
+    except RuntimeError as missing:
+        found = "no headers" if "headers" in str(missing) else "none"
+        return Finding("CUDA C++", found, LACK, f"{nvrtc.remedy()}; needed from notebook 12 on")
+    return Finding("CUDA C++", f"NVRTC {major}.{minor} (needed from notebook 12 on)")
 
 
 def _cpp_compiler() -> Finding:

@@ -17,7 +17,7 @@ about operations in general (the autograd binding, the tests, the benchmarks) re
 
 from dataclasses import dataclass
 
-ENGINES = ("reference", "torch", "triton")
+ENGINES = ("reference", "torch", "triton", "cuda")
 
 
 @dataclass(frozen=True)

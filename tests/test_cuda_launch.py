@@ -86,7 +86,8 @@ def noting(monkeypatch):
     monkeypatch.setattr(gpu, "place", where)
     monkeypatch.setattr(arguments, "place", where)
     monkeypatch.setattr(torch.Tensor, "get_device", lambda x: noting.of.get(x.data_ptr(), 0))
-    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: noting.here, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: noting.here)
+    monkeypatch.setattr(gpu, "_several_gpus", lambda: True)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 1000 + device, raising=False)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: setattr(noting, "here", device))
     monkeypatch.setattr(torch.cuda, "device", On)
@@ -122,6 +123,34 @@ def test_numbers_of_other_classes_and_parameters(noting):
         (weight.data_ptr(), 7, 2.0),
         (weight.data_ptr(), 1, 2.0),
     ]
+
+
+def test_a_prepared_launch_reads_addresses_only(noting):
+    k = kernel(noting, "float *x, const scalar *y, int n, __nv_bfloat16 a, bool b", "P P i H ?")
+    noting.of, (x, y) = {}, torch.zeros(2, 4)
+    prepared = k[4, 64, 96].prepare(torch.tensor(7).numpy()[()], 1.5, True)
+    prepared(x, None)
+    prepared(x, y)
+    k[1, 32](y, y, 1, 2.0, False)
+    noting.of = {y.data_ptr(): 1}
+    prepared(y, x)
+    prepared(x, x)
+    first, second = x.data_ptr(), y.data_ptr()
+    assert [(shape, stream, values) for shape, *_, stream, _, values in noting.launches] == [
+        ((4, 1, 1), 1000, (first, 0, 7, 0x3FC0, True)),
+        ((4, 1, 1), 1000, (first, second, 7, 0x3FC0, True)),
+        ((1, 1, 1), 1000, (second, second, 1, 0x4000, False)),
+        ((4, 1, 1), 1001, (second, first, 7, 0x3FC0, True)),
+        ((4, 1, 1), 1000, (first, first, 7, 0x3FC0, True)),
+    ]
+    for numbers, words in (((7, 1.5, 1), "b is True or False"), ((7.0, 1.5, True), "n is a whole number")):
+        with pytest.raises(TypeError, match=words):
+            k[1, 32].prepare(*numbers)
+    with pytest.raises(TypeError, match="expected 5 arguments, got 4"):
+        prepared(x)
+    noting.of = {x.data_ptr(): -1}
+    with pytest.raises(ValueError, match="x is a tensor on cpu"):
+        prepared(x, y)
 
 
 @pytest.mark.parametrize(
@@ -244,8 +273,11 @@ def test_values_on_the_gpu(dtype):
         pytest.skip("this GPU has no bfloat16")
     x = torch.arange(1000.0, device="cuda").to(dtype)
     y = torch.zeros_like(x)
-    load(ADD, scalar=dtype).add[8, 128](x, y, 990, 2)
+    launch = load(ADD, scalar=dtype).add[8, 128]
+    launch(x, y, 990, 2)
     assert torch.equal(y[:990], x[:990] + 2) and not y[990:].any()
+    launch.prepare(980, 4.0)(y, y)
+    assert torch.equal(y[:980], x[:980] + 6) and torch.equal(y[980:990], x[980:990] + 2)
 
 
 @pytest.mark.gpu

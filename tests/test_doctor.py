@@ -8,6 +8,7 @@ import torch
 
 from course import __main__ as command_line
 from course import data, device, doctor
+from kernels.cuda import nvrtc
 
 
 def findings() -> dict[str, doctor.Finding]:
@@ -53,6 +54,26 @@ def test_with_and_without_a_compiler(monkeypatch):
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     lack = findings()["C++ compiler"]
     assert lack.status == doctor.LACK and ("apt install g++" in lack.remedy or "xcode" in lack.remedy)
+
+
+def test_with_and_without_nvidias_compiler(monkeypatch):
+    monkeypatch.setattr(nvrtc, "version", lambda: (13, 0))
+    monkeypatch.setattr(nvrtc, "cuda_headers", lambda: None)
+    assert findings()["CUDA C++"] == doctor.Finding("CUDA C++", "NVRTC 13.0 (needed from notebook 12 on)")
+
+    def missing():
+        raise RuntimeError("it is missing here")
+
+    monkeypatch.setattr(nvrtc, "version", missing)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    lack = findings()["CUDA C++"]
+    assert (lack.status, lack.found) == (doctor.LACK, "none")
+    assert "'cuda-core[cu13]>=1.2' nvidia-cuda-nvrtc nvidia-cuda-runtime;" in lack.remedy
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert "'cuda-core[cu12]>=1.2' nvidia-cuda-nvrtc-cu12 " in findings()["CUDA C++"].remedy
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert "no package for macOS" in findings()["CUDA C++"].remedy
 
 
 def test_a_fatal_lack_is_named_and_exits_with_1(monkeypatch, tmp_path, capsys):

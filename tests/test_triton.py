@@ -11,18 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from operation_cases import CASES, TOLERANCE, arguments, draw_like, outputs, run_pair
-from operation_cases import assert_equals_float64_reference as assert_equals_reference
-from torch._subclasses import FakeTensorMode
+from operation_cases import CASES, TOLERANCE, outputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
-from course.config import preset
 from course.device import DEVICE
-from course.initial import initial_weights
-from course.model import Transformer
 from kernels import reference
-from kernels.autograd import bind, differentiable
+from kernels.autograd import bind
 from kernels.operations import OPERATIONS
 
 pytest.importorskip("triton", reason="Triton has no package for this platform")
@@ -42,45 +37,6 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 # Values
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_triton_equals_float64_reference(case, dtype):
-    assert_equals_reference("triton", case, arguments(case, dtype, DEVICE), dtype)
-
-
-@pytest.mark.parametrize("case", FIRST.values(), ids=str)
-def test_the_layout_of_output_gradients_does_not_matter(case):
-    """Gaps between features, and one number for all of them, as `y.sum().backward()` makes it."""
-    forward, backward = kernels.pair("triton", case.operation)
-    y, saved = forward(*arguments(case, torch.float32, DEVICE))
-    y = outputs(y)
-
-    def gaps(x):
-        return torch.stack((x, x), dim=-1)[..., 0]
-
-    def alike(x):
-        return torch.ones((), device=DEVICE).expand(x.shape)
-
-    for layout in (gaps, alike):
-        dy = tuple(layout(draw_like(out, seed)) for seed, out in enumerate(y))
-        dense = tuple(d.contiguous() for d in dy)
-        got = outputs(backward(dy if len(y) > 1 else dy[0], saved))
-        expected = outputs(backward(dense if len(y) > 1 else dense[0], saved))
-        for a, b in zip(got, expected, strict=True):  # compiled for another layout, it may round otherwise
-            assert a is b is None or torch.allclose(a, b, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("case", FIRST.values(), ids=str)
-def test_two_runs_give_the_same_bits_and_modify_nothing(case):
-    inputs = arguments(case, torch.float32, DEVICE)
-    before = [x.clone() if isinstance(x, torch.Tensor) else x for x in inputs]
-    first, second = run_pair("triton", case, inputs), run_pair("triton", case, inputs)
-    for a, b in zip((*first[0], *first[1]), (*second[0], *second[1]), strict=True):
-        assert a is b is None or torch.equal(a, b)
-    for old, new in zip(before, inputs, strict=True):
-        assert torch.equal(old, new) if isinstance(old, torch.Tensor) else old == new
 
 
 @pytest.fixture
@@ -130,34 +86,6 @@ def test_softmax_of_masked_scores(request, blocks):
 # Under autograd and compilers
 
 
-@pytest.mark.parametrize("case", FIRST.values(), ids=str)
-def test_bound_operations_have_the_pairs_gradients(case):
-    operation = OPERATIONS[case.operation]
-    inputs = arguments(case, torch.float32, DEVICE)
-    live = tuple(
-        x.clone().requires_grad_() if name in operation.differentiable and x is not None else x
-        for name, x in zip(operation.inputs, inputs, strict=True)
-    )
-    expected_y, expected = run_pair("triton", case, inputs)
-    y = outputs(differentiable("triton", case.operation)(*live))
-    torch.autograd.backward(y, [draw_like(out, seed) for seed, out in enumerate(y)])
-    for a, b in zip(y, expected_y, strict=True):
-        assert torch.equal(a.detach(), b)
-    leaves = [x for name, x in zip(operation.inputs, live, strict=True) if name in operation.differentiable]
-    for x, gradient in zip(leaves, expected, strict=True):
-        assert x is gradient is None or torch.equal(x.grad, gradient)
-
-
-@pytest.mark.parametrize("case", FIRST.values(), ids=str)
-def test_custom_ops_pass_pytorchs_own_inspection(case):
-    differentiable("triton", case.operation)
-    inputs = [
-        x.requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-        for x in arguments(case, torch.float32, DEVICE)
-    ]
-    torch.library.opcheck(getattr(torch.ops.course_triton, case.operation).default, inputs)
-
-
 def test_a_custom_op_has_one_layout_wherever_its_inputs_lie():
     """A compiler is told the layout by tensors without data, which are no neighbours of each other."""
 
@@ -190,67 +118,7 @@ def test_under_torch_compile_the_gradients_stay():
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("case", FIRST.values(), ids=str)
-def test_tensors_without_data_launch_nothing_and_tell_the_shapes(case):
-    inputs = arguments(case, torch.float32, DEVICE)
-    y, gradients = run_pair("triton", case, inputs)
-    mode = FakeTensorMode()
-    forward, backward = kernels.pair("triton", case.operation)
-    with mode:
-        fake = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs]
-        fake_y, saved = forward(*fake)
-        dy = tuple(torch.empty_like(out) for out in outputs(fake_y))
-        fake_gradients = backward(dy if len(dy) > 1 else dy[0], saved)
-    for real, shape in zip((*y, *gradients), (*outputs(fake_y), *outputs(fake_gradients)), strict=True):
-        assert real is shape is None or (real.shape, real.dtype) == (shape.shape, shape.dtype)
-
-
-@pytest.mark.skipif(len(OURS) < len(OPERATIONS), reason="a whole model needs every operation")
-@pytest.mark.parametrize("name", ["modern", "gpt2"])
-def test_a_transformer_has_the_references_gradients(name):
-    config = preset(name, vocab_size=31, context_length=12, n_layer=2, n_head=2, d_model=32)
-    weights = initial_weights(config, seed=1)
-    ids = torch.from_numpy(np.random.default_rng(3).integers(0, 31, (2, 12))).to(DEVICE)
-    results = [
-        Transformer(config, engine, weights=weights, device=DEVICE).loss_and_gradients(
-            ids[:, :-1], ids[:, 1:]
-        )
-        for engine in ("triton", "reference")
-    ]
-    (loss, gradients), (expected_loss, expected) = results
-    torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-5)
-    # Softmax does not see a bias of the keys: its gradient is zero, and what is computed is all rounding.
-    least = 1e-3 * max(gradient.norm() for gradient in expected.values())
-    for parameter, gradient in expected.items():
-        error = (gradients[parameter] - gradient).norm() / max(gradient.norm(), least)
-        assert error < 1e-4, parameter
-
-
 # Bad input
-
-
-@pytest.mark.parametrize("case", FIRST.values(), ids=str)
-def test_dtypes_that_kernels_do_not_have_are_refused(case):
-    forward, _ = kernels.pair("triton", case.operation)
-    with pytest.raises(TypeError, match=rf"{case.operation}: .*float64"):
-        forward(*arguments(case, torch.float64, DEVICE))
-
-
-@pytest.mark.parametrize("case", FIRST.values(), ids=str)
-def test_tensors_on_two_devices_are_refused(case):
-    inputs = list(arguments(case, torch.float32, DEVICE))
-    tensors = [i for i, x in enumerate(inputs) if isinstance(x, torch.Tensor)]
-    if len(tensors) == 1:
-        pytest.skip("one tensor is on one device")
-    inputs[tensors[-1]] = inputs[tensors[-1]].to("meta")
-    with pytest.raises(ValueError, match=rf"{case.operation}: tensors on .*meta"):
-        kernels.pair("triton", case.operation)[0](*inputs)
-
-
-def test_dtypes_are_not_mixed():
-    x, weight = drawn(2, 8), drawn(8).bfloat16()
-    with pytest.raises(TypeError, match=r"float32 and of torch\.bfloat16; convert all to one dtype"):
-        norms.rmsnorm_forward(x, weight, 1e-5)
 
 
 def test_a_residual_or_bias_of_another_shape_is_refused():
@@ -270,27 +138,6 @@ def test_gradients_of_another_shape_are_refused():
 
 
 # On a GPU
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("case", FIRST.values(), ids=str)
-def test_a_cuda_graph_replays_an_operation(case):
-    """Nothing in a call waits for the GPU; captured once, it computes anew from its inputs."""
-    inputs = arguments(case, torch.float32, "cuda")
-    run_pair("triton", case, inputs)  # compiles
-    forward, backward = kernels.pair("triton", case.operation)
-    dy = tuple(draw_like(out, seed) for seed, out in enumerate(run_pair("triton", case, inputs)[0]))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y, saved = forward(*inputs)
-        gradients = backward(dy if len(dy) > 1 else dy[0], saved)
-    for x in inputs:
-        if isinstance(x, torch.Tensor) and x.is_floating_point():
-            x.mul_(0.5)
-    graph.replay()
-    expected_y, expected = run_pair("triton", case, inputs)
-    for a, b in zip((*outputs(y), *outputs(gradients)), (*expected_y, *expected), strict=True):
-        assert a is b is None or torch.equal(a, b)
 
 
 @pytest.mark.gpu

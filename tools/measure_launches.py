@@ -57,11 +57,12 @@ def main() -> None:
     for name, kernel, arguments in (("3", module.three, few), ("8", module.eight, many)):
         launch = kernel[4, 256]
         launch(*arguments)
-        _, address, handle, start = launch.configs[0]
-        ways[f"the driver alone, {name}"] = lambda s=start, k=kernel, a=address, h=handle: s(
-            a, h, k.addresses, None
-        )
+        *_, start, config, handle, addresses = launch.forms[0][0]
+        ways[f"the driver alone, {name}"] = lambda s=start, c=config, h=handle, a=addresses: s(c, h, a, None)
         ways[f"kernel[4, 256](..), {name}"] = lambda k=kernel, a=arguments: k[4, 256](*a)
+        tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+        prepared = launch.prepare(*arguments[len(tensors) :])
+        ways[f"prepared(..), {name}"] = lambda p=prepared, t=tensors: p(*t)
         ways[f"kernel[(4, 1), (16, 16)](..), {name}"] = lambda k=kernel, a=arguments: k[(4, 1), (16, 16)](*a)
     ways |= cuda_core(module, few, many)
     ways["Triton's kernel[grid](..), 3"] = lambda: triton_three[(4,)](*few)

@@ -93,6 +93,8 @@ def _wrong(parameter: Parameter, argument, device: str) -> tuple[type[Exception]
 def _what(argument) -> str:
     if isinstance(argument, Tensor):
         return f"a tensor of {argument.dtype}"
+    if argument is None:
+        return "None"
     shown = f"{argument!r} " if isinstance(argument, int | float | str) else ""
     return f"{shown}({type(argument).__name__})"
 

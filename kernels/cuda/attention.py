@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.checks import check_attention
-from kernels.cuda.launch import Like, cdiv, check, emulated, like, module, processors, without_data
+from kernels.cuda.launch import Like, cdiv, check, like, likes, module, processors, without_data
 from kernels.cuda.matmul import matmul
 from kernels.packed import empty_beside
 
@@ -96,14 +96,14 @@ def composed_attention_forward(
 ):
     """The same as `attention_forward`, one step after the other: `saved` holds p `(B, H, T, S)`."""
     softmax_scale = _scale(q, softmax_scale)
-    _check(*map(like, (q, k, v, sink)), causal, window)
+    _check(q, k, v, sink, causal, window)
     (B, T, H, _), (S, H_kv) = q.shape, k.shape[1:3]
     p = q.new_empty((B, H, T, S))
     lse = torch.empty((B, H, T), dtype=torch.float32, device=q.device)
     y = q.new_empty(q.shape)
     for heads in _sharing(H, H_kv):  # one query head of each group: as many as there are heads of k and v
         matmul(_heads(q[:, :, heads]), _heads(k).mT, out=p[:, heads], alpha=softmax_scale)
-    if p.numel() and not without_data(q):
+    if lse.numel() and not without_data(q):
         softmax = module("attention.cu", q.dtype).masked_softmax_forward[cdiv(B * H * T, 4), 128]
         sink_values = None if sink is None else sink.contiguous()
         softmax(p, sink_values, lse, B * H * T, H, T, S, *_reach(causal, window, T, S))
@@ -121,7 +121,7 @@ def composed_attention_backward(dy: Tensor, saved: tuple):
     ds = torch.empty_like(p)
     for heads in _sharing(H, H_kv):
         matmul(_heads(dy[:, :, heads]), _heads(v).mT, out=ds[:, heads])  # dp, until the softmax's backward
-    if p.numel() and not without_data(q):
+    if lse.numel() and not without_data(q):
         softmax = module("attention.cu", q.dtype).masked_softmax_backward[cdiv(B * H * T, 4), 128]
         softmax(ds, p, delta, B * H * T, S)
     for i, heads in enumerate(_sharing(H, H_kv)):
@@ -149,7 +149,7 @@ def _heads(x: Tensor) -> Tensor:
 
 def _dense(x: Tensor) -> Tensor:
     """x, or a copy of it whose rows have no gaps between features."""
-    return x if x.stride(3) == 1 else x.contiguous()
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _scale(q: Tensor, softmax_scale: float | None) -> float:
@@ -162,7 +162,7 @@ def _reach(causal: bool, window: int | None, T: int, S: int) -> tuple[int, int]:
     return (everything if window is None else window - 1), (0 if causal else everything)
 
 
-def _check(q: Like, k: Like, v: Like, sink: Like | None, causal: bool, window: int | None) -> None:
+def _check(q, k, v, sink, causal: bool, window: int | None) -> None:
     check_attention(q, k, v, sink, causal, window)
     check("attention", q, k, v, sink)
     if k.shape[1] == 0 and sink is None:
@@ -178,27 +178,27 @@ def _sink_gradient(sink: Tensor | None, lse: Tensor, delta: Tensor, dsink: Tenso
 
 @functools.lru_cache(maxsize=256)
 def _forward_plan(
-    q: Like, k: Like, v: Like, sink: Like | None, causal: bool, window: int | None, softmax_scale: float
+    q: tuple, k: tuple, v: tuple, sink: tuple | None, causal: bool, window: int | None, softmax_scale: float
 ) -> Callable:
     """-> what launches the kernel on q, k, v, sink, y and lse."""
+    q, k, v, sink = likes(q, k, v, sink)
     _check(q, k, v, sink, causal, window)
     (B, T, H, D), (S, H_kv) = q.shape, k.shape[1:3]
     if D > WIDEST_HEAD:
         raise ValueError(f"attention: heads of width {D}; the cuda engine has kernels up to {WIDEST_HEAD}.")
     if B * T * H * D == 0:
         return _nothing
-    launch = _launch("flash_forward", q, B * H, T, D, kept=1)
     places = [stride for x in (q, k, v) for stride in x.strides[:3]]
     numbers = (*places, H, H // H_kv, T, S, D, *_reach(causal, window, T, S), softmax_scale * LOG2_E)
-    return lambda *tensors: launch(*tensors, *numbers)
+    return _launch("flash_forward", q, B * H, T, D, 1, numbers)
 
 
 @functools.lru_cache(maxsize=256)
 def _backward_plan(
-    q: Like,
-    k: Like,
-    v: Like,
-    dy: Like,
+    q: tuple,
+    k: tuple,
+    v: tuple,
+    dy: tuple,
     dq_row: int,
     dk_row: int,
     causal: bool,
@@ -206,6 +206,7 @@ def _backward_plan(
     softmax_scale: float,
 ) -> Callable:
     """-> what launches the kernels on q, k, v, dy, y, lse, delta, dq, dk and dv."""
+    q, k, v, dy = likes(q, k, v, dy)
     check("attention", q, dy)
     if dy.shape != q.shape:
         raise ValueError(
@@ -216,12 +217,12 @@ def _backward_plan(
         return _nothing
     places = [stride for x in (q, k, v, dy) for stride in x.strides[:3]]
     sizes = (H, H // H_kv, T, S, D, *_reach(causal, window, T, S), softmax_scale * LOG2_E, softmax_scale)
-    launch_dq = _launch("flash_dq", q, B * H, T, D, kept=2)
-    launch_dkv = _launch("flash_dkv", q, B * H_kv, S, D, kept=2)
+    launch_dq = _launch("flash_dq", q, B * H, T, D, 2, (*places, dq_row, *sizes))
+    launch_dkv = _launch("flash_dkv", q, B * H_kv, S, D, 2, (*places, dk_row, *sizes))
 
     def run(q, k, v, dy, y, lse, delta, dq, dk, dv):
-        launch_dq(q, k, v, y, lse, dy, dq, delta, *places, dq_row, *sizes)
-        launch_dkv(q, k, v, lse, dy, delta, dk, dv, *places, dk_row, *sizes)
+        launch_dq(q, k, v, y, lse, dy, dq, delta)
+        launch_dkv(q, k, v, lse, dy, delta, dk, dv)
 
     return run
 
@@ -230,25 +231,25 @@ def _nothing(*_) -> None:
     """The launch for an output that has no numbers."""
 
 
-def _launch(kernel: str, q: Like, heads: int, n_rows: int, D: int, kept: int) -> Callable:
-    """A kernel of `flash.cu` with a block for every few of `n_rows` rows of each of `heads` heads."""
+def _launch(kernel: str, q: Like, heads: int, n_rows: int, D: int, kept: int, numbers: tuple) -> Callable:
+    """A kernel of `flash.cu` with a block for every few of `n_rows` rows of each of `heads` heads: it takes
+    tensors, the numbers that come after them are known."""
     tiles = _tiles(D, heads, n_rows, kept, q.device)
     blocks = cdiv(n_rows, tiles.BLOCK_ROWS) * heads
     if blocks == 0:
         return _nothing
     kernels = module("flash.cu", q.dtype, **tiles._asdict())
-    return getattr(kernels, kernel)[blocks, tiles.threads, tiles.shared_bytes(kept)]
+    return getattr(kernels, kernel)[blocks, tiles.threads, tiles.shared_bytes(kept)].prepare(*numbers)
 
 
 def _tiles(D: int, heads: int, n_rows: int, kept: int, device: torch.device) -> Tiles:
-    """The largest that fit into shared memory, and give a block to every processor if any do."""
+    """The largest tiles that fit into shared memory; but if they leave processors idle, half as many rows."""
     head = max(16, 1 << (D - 1).bit_length())
-    sizes = (16,) if emulated() else (64, 32, 16)
-    fitting = [Tiles(head, size, size, 4) for size in sizes]
-    fitting = [t for t in fitting if t.shared_bytes(kept) <= _shared_memory(device)]
-    fitting = fitting or [Tiles(head, 8, 16, 4)]
-    busy = [t for t in fitting if cdiv(n_rows, t.BLOCK_ROWS) * heads >= processors(device)]
-    return busy[0] if busy else fitting[min(1, len(fitting) - 1)]
+    sizes = ((64, 64), (32, 64), (32, 32), (16, 32), (16, 16), (8, 16))
+    fitting = [Tiles(head, rows, columns, 4) for rows, columns in sizes]
+    fitting = [tiles for tiles in fitting if tiles.shared_bytes(kept) <= _shared_memory(device)]
+    busy = cdiv(n_rows, fitting[0].BLOCK_ROWS) * heads >= processors(device)
+    return fitting[0] if busy or len(fitting) == 1 else fitting[1]
 
 
 @functools.cache

@@ -2,8 +2,6 @@
 //
 // The emulator puts this file before a kernel's source. Each thread of a block is a fiber (a stack of its own,
 // see emulator_runtime.cpp); whatever threads do together, barriers and shuffles, is a call of the runtime.
-#pragma once
-
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -386,10 +384,8 @@ inline void __pipeline_commit() { emulated_commit(); }
 inline void __pipeline_wait_prior(int n) { emulated_wait_prior(n); }
 
 #undef assert
-#define EMULATED_TEXT_(x) #x
-#define EMULATED_TEXT(x) EMULATED_TEXT_(x)
-#define assert(condition) ((condition) ? (void)0 : emulated_fail("assert(" #condition ") fails, line " EMULATED_TEXT(__LINE__)))
-#define __trap() emulated_fail("calls __trap()")
+#define assert(condition) ((condition) ? (void)0 : emulated_fail("assert(" #condition ") fails."))
+#define __trap() emulated_fail("calls __trap().")
 #define printf emulated_printf
 
 // ---- How the runtime calls a kernel: the arguments lie where `values` point.

@@ -1,25 +1,29 @@
 """CUDA C++ without a GPU: the same source, compiled by g++ or clang++, run on CPU tensors, and watched.
 
-`compile` turns a source into a `Library`, `launch` runs one of its kernels. Every access to memory is checked,
-and what a GPU would let pass is an `EmulatorError` that names kernel, block, thread, line and element; inside
-`checks(False)` nothing is checked, and kernels run about ten times as fast.
+`compile` turns a source into a `Library`, `launch` runs one of its kernels. Every access to memory is
+checked, and what a GPU would let pass is an `EmulatorError` that names kernel, block, thread, line and
+element. Inside `checks(False)` nothing is checked, and kernels run about ten times as fast.
 
 emulator.h gives the compiler CUDA's names; emulator_runtime.cpp runs blocks and threads; emulator_checks.cpp
 looks at the accesses.
 
-What it has: threads, blocks, shared memory, barriers, shuffles, votes, atomics, asynchronous copies into shared
-memory. What it reports: elements out of bounds, of arguments, of shared and of local arrays; shared memory read
-before it is written, or while a copy into it is on its way; two threads at the same element of shared or global
-memory, one of them writing, with nothing that orders them; misaligned vectors; null and wild pointers; writes
-through pointers to const; barriers and shuffles that not all threads reach; a shuffle from a lane that takes no
-part; division by zero.
+What it has: threads, blocks, shared memory, barriers, shuffles, votes, atomics, asynchronous copies into
+shared memory, printf and assert. What it reports:
 
-What it has not: warps in step, a schedule like a GPU's, or its memory model. Threads take turns only where they
-wait; between two such places a thread runs alone, and everybody sees what it wrote at once. So a kernel that is
-right here can still lack a fence. A spin lock that waits for a block which has not begun hangs. After a
-__threadfence() anywhere in a launch, races between blocks are no longer looked for: the emulator cannot know what
-a fence is for. Arithmetic is the CPU's, without fused multiply-adds of the compiler's own making; the fast
-versions of functions (__expf) are the exact ones. Tensor cores, clusters and TMA are not there.
+- elements out of bounds, of arguments, of shared arrays and of local ones; null and wild pointers; vectors at
+  addresses that are no multiples of their size; writes through pointers to const;
+- shared memory that is read before it is written, or while a copy into it is on its way;
+- two threads at the same bytes of shared or global memory, one of them writing, with nothing between;
+- barriers and shuffles that not all threads reach; a shuffle from a lane that takes no part;
+- division by zero, and more local memory than a stack has.
+
+What it has not: warps in step, a schedule like a GPU's, or its memory model. Threads take turns only where
+they wait; between two such places a thread runs alone, and everybody sees what it wrote at once. So a kernel
+that is right here can still lack a fence. A thread that waits for a block which has not begun waits for ever.
+After a __threadfence() anywhere in a launch, races between blocks are no longer looked for: the emulator
+cannot know what the fence is for. Arrays that a function was given by pointer and that are local to its
+caller have no bounds. Arithmetic is the CPU's, and the compiler fuses no multiplication with an addition; the
+fast versions of functions (__expf) are the exact ones. Tensor cores, clusters and TMA are not there.
 """
 
 import contextlib
@@ -52,8 +56,8 @@ CUDA_HEADERS = (
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE"]
 # Contracting a * b + c would make results depend on the processor. A frame must fit a fiber's stack.
 KERNEL_FLAGS = ["-ffp-contract=off", "-fno-strict-aliasing", "-fno-exceptions", "-Wframe-larger-than=65536"]
-KERNEL_FLAGS += ["-Wno-psabi"]
-CHECK_FLAGS = ["-DEMULATED_CHECKS", "-g1", "-fno-tree-vectorize", "-fno-omit-frame-pointer"]
+KERNEL_FLAGS += ["-Wno-psabi", "-g1", "-gdwarf-4"]
+CHECK_FLAGS = ["-DEMULATED_CHECKS", "-fno-tree-vectorize", "-fno-omit-frame-pointer"]
 CHECK_FLAGS += ["-fsanitize=thread,bounds,integer-divide-by-zero"]
 
 
@@ -83,10 +87,14 @@ class Library:
         self._compiled: dict[bool, ctypes.CDLL] = {}
 
     def compiled(self, checked: bool) -> ctypes.CDLL:
-        """The machine code. Raises `CompileError` with the source's line, `EmulatorError` without a compiler."""
+        """The machine code. Raises `CompileError` with the line, `EmulatorError` without a compiler."""
         if checked not in self._compiled:
             _runtime()  # first: it has the functions that the library calls
             flags = [*KERNEL_FLAGS, *self.options, *(CHECK_FLAGS if checked else ())]
+            if checked and "clang" in _version(
+                compiler()
+            ):  # by itself it leaves out the first half of x += 1
+                flags += ["-mllvm", "-tsan-instrument-read-before-write"]
             self._compiled[checked] = _build({"kernel.cpp": _plain_cpp(self), **self.headers}, flags)
         return self._compiled[checked]
 
@@ -102,8 +110,8 @@ def compile(
 ) -> Library:
     """Compile CUDA C++ for this computer's CPU, or take it from the cache.
 
-    `name` is how messages call the source, `include_dirs` is where `#include "x.cuh"` is looked for, `options`
-    are for the compiler. Raises `CompileError` with the source's line, `EmulatorError` without a compiler.
+    `name` is how messages call the source, `include_dirs` is where `#include "x.cuh"` is looked for,
+    `options` are for the compiler. Raises `CompileError` with the line, `EmulatorError` without a compiler.
     """
     library = Library(source, name, cache.headers(source, include_dirs), options)
     library.compiled(_checking)
@@ -179,7 +187,6 @@ def _split(text: str) -> list[str]:
 # The compiler
 
 
-@functools.cache
 def compiler() -> str:
     """The path of the C++ compiler. Raises `EmulatorError` where there is none."""
     for name in ("g++", "clang++"):
@@ -226,8 +233,9 @@ def _compile(files: dict[str, str], flags: Sequence[str]) -> bytes:
             Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
             Path(folder, name).write_text(rewritten, encoding="utf-8")
         sources = [name for name in files if name.endswith(".cpp")]
-        _call([*FLAGS, *flags, "-I.", "-c", *sources], folder)
         objects = [str(Path(name).with_suffix(".o")) for name in sources]
+        for code, made in zip(sources, objects):
+            _call([*FLAGS, *flags, "-I.", "-c", code, "-o", made], folder)
         # What is not defined here is in the runtime, which was loaded before.
         later = ["-Wl,-undefined,dynamic_lookup"] if sys.platform == "darwin" else ["-ldl"]
         _call(["-shared", *objects, "-o", "made.so", "-pthread", *later], folder)
@@ -238,12 +246,10 @@ def _call(arguments: list[str], folder: str) -> None:
     done = subprocess.run([compiler(), *arguments], cwd=folder, capture_output=True, text=True)
     told = []
     for line in done.stderr.splitlines():
-        found = re.match(
-            r"(.+?):(\d+):(?:\d+:)? (?:(?:fatal )?error: (.*)|.*(frame size of \d+ bytes))", line
-        )
+        found = re.match(r"(.+?):(\d+):(?:\d+:)? (?:(?:fatal )?error: (.*)|.*(frame size) \D*(\d+))", line)
         if found:
-            too_much = f"{found[4]}: more local memory than the emulator's threads have" if found[4] else None
-            told.append(f"{found[1]} line {found[2]}: {too_much or found[3]}")
+            what = found[3] or f"{found[5]} bytes of local memory are more than the emulator's threads have"
+            told.append(f"{found[1]} line {found[2]}: {what}")
     if done.returncode or told:
         raise CompileError("\n".join(told[:3]) or done.stderr.strip())
 
@@ -354,13 +360,15 @@ def _with_lines(library: Library, code: ctypes.CDLL, text: str) -> str:
 
     def name(match: re.Match) -> str:
         found = _line(code._name, int(match[1], 16) - 1)  # a call returns behind itself
-        if found is None:
+        if found is None and match[2] == "0":
             return f"address {match[1]} of the compiled code"
-        file, line = found
-        shown[found] = library.line(file, line)
-        return f"{file} line {line}"
+        file, line = found or (library.name, 0)
+        line = int(match[2]) or line
+        known = any(file == other for other, _ in shown)
+        shown[file, line] = library.line(file, line)
+        return f"line {line}" if known else f"{file} line {line}"
 
-    text = re.sub(r"@\((0x[0-9a-f]+)\)", name, text)
+    text = re.sub(r"@\((0x[0-9a-f]+):(\d+)\)", name, text)
     return "\n".join([text, *(f"    {line} | {source}" for (_, line), source in shown.items() if source)])
 
 

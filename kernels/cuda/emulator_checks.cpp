@@ -15,7 +15,8 @@
 // Each gets a copy in a range of addresses of its own, far from all others, so that an address says which
 // argument is meant, however far out of bounds it is. Nothing is written back after an error.
 
-constexpr uint64_t SLOT = 1ull << 34, SLOTS = 32, PAGE = 1 << 16, KEPT = 64 << 20;
+constexpr uint64_t SLOT = 1ull << 35, SLOTS = 32, PAGE = 1 << 16, KEPT = 64 << 20;
+constexpr uint64_t FIRST = SLOT / 4 + PAGE;  // where an argument begins: before it is less room than after it
 
 struct Region {  // one argument, or several that overlap
     char *begin = nullptr;
@@ -26,33 +27,13 @@ struct Region {  // one argument, or several that overlap
     std::vector<const Argument *> arguments;
 };
 
-struct Range {  // reserved addresses; memory stands behind them as far as it was asked for
-    char *begin = nullptr;
-    char *low = nullptr, *high = nullptr;
-    void commit(char *from, char *to);
-    void forget() { madvise(low, high - low, MADV_DONTNEED); }
-};
-
 struct Sandbox {
     char *base;
     Region regions[SLOTS];
-    Range memory[SLOTS], cells[SLOTS];
+    uint64_t committed[SLOTS] = {};          // bytes of the slot behind which there is memory
+    std::vector<Cell> cells[SLOTS];
     uint64_t cleared = 0;  // the number of the launch before which the cells were last set to zero
 };
-
-static char *reserve(uint64_t bytes) {
-    void *p = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANON | MAP_NORESERVE, -1, 0);
-    return p == MAP_FAILED ? nullptr : static_cast<char *>(p);
-}
-
-void Range::commit(char *from, char *to) {
-    from = begin + (from - begin) / PAGE * PAGE;
-    to = begin + (to - begin + PAGE - 1) / PAGE * PAGE;
-    if (low && from >= low && to <= high) return;
-    low = low ? std::min(low, from) : from;
-    high = std::max(high, to);
-    mprotect(low, high - low, PROT_READ | PROT_WRITE);
-}
 
 static std::mutex sandboxes_mutex;
 static std::vector<Sandbox *> sandboxes;  // not in use
@@ -60,13 +41,9 @@ static std::vector<Sandbox *> sandboxes;  // not in use
 static Sandbox *take_sandbox() {
     std::lock_guard<std::mutex> lock(sandboxes_mutex);
     if (sandboxes.empty()) {
-        Sandbox *made = new Sandbox;
-        constexpr uint64_t CELLS = SLOT / 4 * sizeof(Cell);
-        made->base = reserve(SLOTS * SLOT);
-        char *cells = reserve(SLOTS * CELLS);
-        for (uint64_t i = 0; i < SLOTS; i++)
-            made->memory[i].begin = made->base + i * SLOT, made->cells[i].begin = cells + i * CELLS;
-        sandboxes.push_back(made);
+        sandboxes.push_back(new Sandbox);
+        void *range = mmap(nullptr, SLOTS * SLOT, PROT_NONE, MAP_PRIVATE | MAP_ANON | MAP_NORESERVE, -1, 0);
+        sandboxes.back()->base = static_cast<char *>(range);
     }
     Sandbox *taken = sandboxes.back();
     sandboxes.pop_back();
@@ -96,7 +73,7 @@ void check_begin_launch(Launch &launch) {
             last = &box.regions[n];
             last->arguments.clear();
             last->original = a->data;
-            last->begin = box.base + n * SLOT + SLOT / 2 + a->offset % 512;
+            last->begin = box.base + n * SLOT + FIRST + a->offset % 512;
             last->bytes = a->bytes;
             last->writable = false;
             n++;
@@ -105,20 +82,22 @@ void check_begin_launch(Launch &launch) {
         last->writable |= !(a->flags & 1);
         *static_cast<char **>(launch.values[a->parameter]) = last->begin + (a->data - last->original);
     }
-    bool old = outdated(box.cleared, launch.number);
+    if (outdated(box.cleared, launch.number))
+        for (std::vector<Cell> &cells : box.cells) std::fill(cells.begin(), cells.end(), Cell());
     for (unsigned i = 0; i < SLOTS; i++) {
         Region &r = box.regions[i];
-        if (old && box.cells[i].low) box.cells[i].forget();
         if (i >= n) {
             r = Region();
             continue;
         }
-        box.memory[i].commit(r.begin, r.begin + r.bytes);
+        uint64_t needed = (r.bytes + 512 + PAGE - 1) / PAGE * PAGE;
+        if (needed > box.committed[i]) {
+            mprotect(box.base + i * SLOT + FIRST, needed, PROT_READ | PROT_WRITE);
+            box.committed[i] = needed;
+        }
         memcpy(r.begin, r.original, r.bytes);
-        uint64_t word = (r.begin - box.base - i * SLOT) / 4;
-        r.cells = reinterpret_cast<Cell *>(box.cells[i].begin) + word;
-        box.cells[i].commit(reinterpret_cast<char *>(r.cells),
-                            reinterpret_cast<char *>(r.cells + r.bytes / 4 + 2));
+        if (box.cells[i].size() < r.bytes / 4 + 2) box.cells[i].resize(r.bytes / 4 + 2);
+        r.cells = box.cells[i].data();
     }
 }
 
@@ -127,7 +106,9 @@ void check_end_launch(Launch &launch) {
     for (unsigned i = 0; i < SLOTS; i++) {
         Region &r = box.regions[i];
         if (r.writable && launch.error.empty() && !interrupted) memcpy(r.original, r.begin, r.bytes);
-        if (r.bytes > KEPT) box.memory[i].forget(), box.cells[i].forget();
+        if (r.bytes <= KEPT) continue;
+        madvise(box.base + i * SLOT + FIRST, box.committed[i], MADV_DONTNEED);
+        std::vector<Cell>().swap(box.cells[i]);
     }
     for (const Argument &a : launch.arguments)  // for a second run
         *static_cast<char **>(launch.values[a.parameter]) = a.data;
@@ -191,11 +172,11 @@ static std::string size_of(const SharedArray &a, uint64_t bytes) {
     return std::string(a.name) + " has " + shape + (n == 1 ? " element." : " elements.");
 }
 
-std::string place(const void *address) {  // as it stands in the file of the library
+std::string place(const void *address, int line) {  // as it stands in the file of the library
     Dl_info its{};
-    if (!address || !dladdr(address, &its)) return "a place unknown";
-    return format("@(0x%llx)", static_cast<unsigned long long>(static_cast<const char *>(address) -
-                                                               static_cast<const char *>(its.dli_fbase)));
+    if (!dladdr(address, &its)) return "a place unknown";
+    int64_t offset = static_cast<const char *>(address) - static_cast<const char *>(its.dli_fbase);
+    return format("@(0x%llx:%d)", static_cast<unsigned long long>(offset), line);
 }
 
 static const char *verb(bool write) { return write ? "writes " : "reads "; }
@@ -270,7 +251,8 @@ template <bool GLOBAL>
                                                                 : "thread " + index(then.thread, w.launch->block);
     if (other_block) who = "block " + index(then.block, w.launch->grid) + ", " + who;
     if (then.several == BLOCKS) who = "another block";
-    const char *between = other_block || then.several == BLOCKS      ? "Blocks run in any order: use an atomic, or a second kernel."
+    const char *between = other_block || then.several == BLOCKS ? "Blocks run in any order."
+                          : GLOBAL                              ? "There is no __syncthreads between, nor is it an atomic."
                           : then.thread / 32 == now.thread / 32 && then.several != WARPS
                               ? "There is no __syncwarp or __syncthreads between."
                               : "There is no __syncthreads between.";
@@ -339,8 +321,8 @@ void check_synced(Worker &w, unsigned first, unsigned lanes, bool whole_warp) {
 static __attribute__((noinline)) void check_elsewhere(Worker &w, const char *address, unsigned bytes, bool write,
                                                       const void *place) {
     if (address >= w.statics_begin && address + bytes <= w.statics_end) return;
-    std::string what = verb(write) + format("the address %p, ", static_cast<const void *>(address));
-    if (uint64_t(address) < SLOT / 2)
+    std::string what = verb(write) + format("the address 0x%llx, ", reinterpret_cast<unsigned long long>(address));
+    if (uint64_t(address) < SLOT)
         for (const Argument &a : w.launch->arguments)
             if (a.flags & 2) fail(place, what + "through a null pointer: " + a.name + " is None.");
     if (uint64_t(address) < 65536) fail(place, what + "through a null pointer.");
@@ -395,8 +377,12 @@ static inline void check_shared(Worker &w, const char *address, unsigned bytes, 
             fail(place, verb(write) + name() + " before the copy that " +
                             ::place(reinterpret_cast<const char *>(w.launch->kernel) + cell.write_place) +
                             " began has arrived: __pipeline_wait_prior must come first.");
-        if (__builtin_expect((!write || atomic) && (written & mask) != mask, 0))
-            fail(place, "reads " + name() + ", to which no thread has written.");
+        if (__builtin_expect((!write || atomic) && (written & mask) != mask, 0)) {
+            if (!w.suspect) w.suspect = w.current;
+            give_way(false);  // until nobody else can go on
+            w.suspect = nullptr;
+            if ((written & mask) != mask) fail(place, "reads " + name() + ", to which no thread has written.");
+        }
         now.bytes = mask;
         check_cell<false>(w, cell, now, write, place, name);
         if (write) written |= mask;
@@ -475,7 +461,7 @@ EXPORT void __tsan_func_exit() {}
 EXPORT void __tsan_func_entry(void *) {
     char here;
     if (worker && worker->current && &here < worker->current->stack + STACK / 4)
-        fail(CALLER, "needs more local memory than the emulator's stack for a thread has. Does it call itself?");
+        fail(CALLER, TOO_DEEP);
 }
 
 // -fsanitize=bounds and integer-divide-by-zero; the compiler knows the sizes of arrays.
@@ -496,6 +482,10 @@ struct OutOfBounds {
 EXPORT void __ubsan_handle_out_of_bounds(const OutOfBounds *what, uint64_t index) {
     unsigned bits = 1u << (what->index->info >> 1);
     int64_t value = what->index->info & 1 && bits == 32 ? int32_t(index) : int64_t(index);
-    fail(CALLER, format("index %lld of an array of type %s.", static_cast<long long>(value), what->array->name));
+    std::string type = what->array->name;  // 'float [33]', or 'Name' (aka 'float[33]')
+    type = type.substr(0, type.rfind('\''));
+    type = type.substr(type.rfind('\'') + 1);
+    type.erase(std::remove(type.begin(), type.end(), ' '), type.end());
+    fail(CALLER, format("index %lld is out of bounds of an array %s.", static_cast<long long>(value), type.c_str()));
 }
 EXPORT void __ubsan_handle_divrem_overflow(const void *, uint64_t, uint64_t) { fail(CALLER, "divides by zero."); }

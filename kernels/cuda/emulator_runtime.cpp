@@ -5,11 +5,13 @@
 // registers on one stack and loads them from another: some nanoseconds, no system call.
 #include "emulator_runtime.h"
 
+#include <dlfcn.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <ucontext.h>
 
 #include <algorithm>
 #include <chrono>
@@ -67,18 +69,22 @@ static void *new_fiber(unsigned number) {
 }
 
 // Somebody else's turn: a thread that can go on, or one that has not begun. The current one comes back here when
-// `release` has put it among those that can go on, and its turn comes. If nobody can, run_block() finds out why.
-static void give_way(bool newest_first = false) {
+// `release` has put it among those that can go on, and its turn comes. If nobody can, there may be a suspect, who
+// wants to know what everybody else does; else run_block() finds out why.
+void give_way(bool newest_first) {
     Worker &w = *worker;
     Thread &me = *w.current;
     if (interrupted || w.block_number > w.launch->failed_block) leave();
     bool unstarted = w.started < w.launch->threads;
-    if (w.head != w.tail && !(newest_first && unstarted)) {
-        w.current = &w.threads[w.ready[w.head++ % MOST_THREADS]];
-        if (w.current != &me) emulated_switch(&me.stack_pointer, w.current->stack_pointer);
-    } else {
-        emulated_switch(&me.stack_pointer, unstarted ? new_fiber(w.started) : w.scheduler);
-    }
+    Thread *next = nullptr;
+    if (w.head != w.tail && !(newest_first && unstarted))
+        next = &w.threads[w.ready[w.head++ % MOST_THREADS]];
+    else if (!unstarted)
+        next = w.suspect;
+    if (next == &me) return;
+    void *where = next ? next->stack_pointer : unstarted ? new_fiber(w.started) : w.scheduler;
+    if (next) w.current = next;
+    emulated_switch(&me.stack_pointer, where);
 }
 
 // What a fiber does: run threads to their ends, one after the other, until all of the block have begun.
@@ -99,7 +105,7 @@ static void run_threads() {
         t.state = EXITED;
         w.exited++;
     } while (w.head == w.tail && w.started < launch.threads);
-    give_way();
+    give_way(false);
     __builtin_unreachable();
 }
 
@@ -116,7 +122,7 @@ static void run_block(uint64_t number) {
     for (unsigned i = 0; i < launch.threads; i++) w.threads[i].state = UNSTARTED;
     memset(w.arena, 0xff, w.arena_used);  // not a number, in every format
     if (launch.checked) check_begin_block(w);
-    w.current = nullptr;
+    w.current = w.suspect = nullptr;
     emulated_switch(&w.scheduler, new_fiber(0));
     if (w.exited < launch.threads && !interrupted && number <= launch.failed_block) explain_waiting();
 }
@@ -158,8 +164,14 @@ static void explain_waiting() {
         unsigned others;
     };
     std::vector<Group> groups;
-    for (unsigned i = 0; i < w.launch->threads; i++) {
-        const Thread &t = w.threads[i];
+    const Thread *begin = w.threads, *end = begin + w.launch->threads;
+    const Thread *in_warp = std::find_if(begin, end, [](const Thread &t) { return t.state == IN_WARP; });
+    if (in_warp != end) {  // the others of its warp are those for whom it waits
+        begin += (in_warp - begin) / 32 * 32;
+        end = std::min(begin + 32, end);
+    }
+    for (; begin < end; begin++) {
+        const Thread &t = *begin;
         auto same = [&](const Group &g) {
             const Thread &f = *g.first;
             return f.state == t.state && (t.state == EXITED || (f.line == t.line && f.mask == t.mask));
@@ -180,7 +192,7 @@ static void explain_waiting() {
         text += (text.empty() ? ": thread " : "; thread ") + text_of(t.index);
         if (many) text += format(" and %u more", g.others);
         if (t.state == AT_BARRIER)
-            text += (many ? " wait at __syncthreads in " : " waits at __syncthreads in ") + place(t.place);
+            text += (many ? " wait at __syncthreads in " : " waits at __syncthreads in ") + place(t.place, t.line);
         else if (t.state == IN_WARP)
             text += format(many ? " wait in %s with mask 0x%x in " : " waits in %s with mask 0x%x in ",
                            COLLECTIVES[t.collective], t.mask) + place(t.place);
@@ -197,7 +209,7 @@ EXPORT int emulated_syncthreads(int vote, int predicate, int line) {
     t.line = line, t.value = predicate, t.mask = 0, t.place = CALLER;
     t.state = AT_BARRIER;
     if (++w.waiting < n) {
-        give_way();
+        give_way(false);
         return t.value;
     }
     for (unsigned i = 0; i < n; i++) {
@@ -210,10 +222,10 @@ EXPORT int emulated_syncthreads(int vote, int predicate, int line) {
     w.waiting = 0;
     for (unsigned i = 0; i < n; i++) {
         w.threads[i].value = vote == SYNCTHREADS_COUNT ? yes : vote == SYNCTHREADS_AND ? yes == n : yes > 0;
-        if (i != w.number(t)) w.release(i);
+        w.release(i);
     }
-    t.state = RUNS;
     if (w.launch->checked) check_barrier(w);
+    give_way(false);
     return t.value;
 }
 
@@ -240,7 +252,7 @@ EXPORT uint64_t emulated_warp(int collective, unsigned mask, uint64_t value, int
         votes |= unsigned(its.value != 0) << lane;
     }
     if (came != wanted) {
-        give_way();
+        give_way(false);
         return t.value;
     }
     uint64_t values[32];
@@ -259,10 +271,10 @@ EXPORT uint64_t emulated_warp(int collective, unsigned mask, uint64_t value, int
             }
             its.value = values[its.source & 31];
         }
-        if (&its != &t) w.release(first + lane);
+        w.release(first + lane);
     }
-    t.state = RUNS;
     if (collective == SYNCWARP && w.launch->checked) check_synced(w, first, wanted, wanted == all);
+    give_way(false);
     return t.value;
 }
 
@@ -404,6 +416,15 @@ Worker::Worker() {
     arena = static_cast<char *>(mmap(nullptr, ARENA, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0));
 }
 
+static void work(Launch *launch, int helpers);
+
+static void help(Launch *launch) {
+    work(launch, 0);
+    std::lock_guard<std::mutex> lock(launch->mutex);
+    launch->helpers--;
+    launch->helper_left.notify_one();
+}
+
 // Take blocks until there are none. A launch that takes longer than it takes to start threads gets `helpers`.
 static void work(Launch *launch, int helpers) {
     {
@@ -430,34 +451,70 @@ static void work(Launch *launch, int helpers) {
         run_block(block);
         uint64_t left = launch->blocks - block - 1;
         if (helpers && left && std::chrono::steady_clock::now() - begin > std::chrono::microseconds(100))
-            for (left = std::min(left, uint64_t(helpers)), helpers = 0; left; left--)
-                others.emplace_back(work, launch, 0);
+            for (left = std::min(left, uint64_t(helpers)), helpers = 0; left; left--) {
+                std::lock_guard<std::mutex> lock(launch->mutex);
+                launch->helpers++;
+                others.emplace_back(help, launch);
+            }
     }
     w.current = nullptr;
-    for (std::thread &other : others) other.join();
     sigaltstack(&before, nullptr);
+    for (std::unique_lock<std::mutex> lock(launch->mutex); launch->helpers;)
+        if (launch->helper_left.wait_for(lock, std::chrono::milliseconds(20)) == std::cv_status::timeout && interrupted)
+            for (std::thread &other : others) pthread_kill(other.native_handle(), SIGINT);
+    for (std::thread &other : others) other.join();
     std::lock_guard<std::mutex> lock(idle_mutex);
     idle.push_back(&w);
     worker = nullptr;
 }
 
-// While kernels run, Ctrl-C asks them to stop, and a fault is the error of the thread that made it.
-static void on_signal(int signal, siginfo_t *about, void *) {
-    if (signal == SIGINT) {
-        interrupted = true;
-        return;
-    }
-    if (!worker || !worker->current) {  // not ours
+// While kernels run, Ctrl-C stops them, and a fault is the error of the thread that made it. A handler changes where
+// the thread goes on: after_signal(), on the stack of the fiber, which is given up.
+
+[[noreturn]] static void after_signal() {
+    Worker &w = *worker;
+    if (w.fault.empty()) leave();
+    std::string told;
+    told.swap(w.fault);
+    fail(w.fault_place, told);
+}
+
+static void on_signal(int signal, siginfo_t *about, void *context) {
+    auto &machine = static_cast<ucontext_t *>(context)->uc_mcontext;
+#if defined(__APPLE__) && defined(__x86_64__)
+    auto &at = machine->__ss.__rip, &stack_pointer = machine->__ss.__rsp;
+#elif defined(__APPLE__)
+    auto &at = machine->__ss.__pc, &stack_pointer = machine->__ss.__sp;
+#elif defined(__x86_64__)
+    auto &at = machine.gregs[REG_RIP], &stack_pointer = machine.gregs[REG_RSP];
+#else
+    auto &at = machine.pc, &stack_pointer = machine.sp;
+#endif
+    if (signal == SIGINT) interrupted = true;
+    Worker *w = worker;
+    if (!w || !w->current) {
         struct sigaction usual{};
         usual.sa_handler = SIG_DFL;
-        sigaction(signal, &usual, nullptr);
+        if (signal != SIGINT) sigaction(signal, &usual, nullptr);  // the fault comes again, and is Python's
         return;
     }
-    char *address = static_cast<char *>(about->si_addr), *stack = worker->current->stack;
-    if (signal == SIGFPE) fail(nullptr, "divides by zero.");
-    if (address >= stack - STACK && address < stack + STACK / 8)
-        fail(nullptr, "needs more local memory than the emulator's stack for a thread has.");
-    fail(nullptr, format("touches the address %p, where there is nothing.", static_cast<void *>(address)));
+    char *address = static_cast<char *>(about->si_addr), *stack = w->current->stack;
+    w->fault_place = reinterpret_cast<void *>(at + 1);  // as if it were the place to which a call returns
+    if (signal == SIGINT) {
+        Dl_info its, kernel;  // elsewhere, in malloc for one, a thread cannot be torn out
+        if (!dladdr(w->fault_place, &its) || !dladdr(reinterpret_cast<void *>(w->launch->kernel), &kernel) ||
+            its.dli_fbase != kernel.dli_fbase)
+            return;
+    } else if (signal == SIGFPE) {
+        w->fault = "divides by zero.";
+    } else if (address >= stack - STACK && address < stack + STACK / 8) {
+        w->fault = TOO_DEEP;
+    } else {
+        w->fault = format("touches the address 0x%llx, where there is nothing.",
+                          reinterpret_cast<unsigned long long>(address));
+    }
+    at = reinterpret_cast<uint64_t>(after_signal);
+    stack_pointer = reinterpret_cast<uint64_t>(stack + STACK - 256 - (SAVED == 6 ? 8 : 0));  // as after a call
 }
 
 static const int SIGNALS[] = {SIGINT, SIGSEGV, SIGBUS, SIGFPE};

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include <atomic>
+#include <condition_variable>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -97,12 +98,15 @@ struct Launch {
     std::atomic<bool> fenced{false};            // some thread called __threadfence()
     std::mutex mutex;
     std::string error;
+    int helpers = 0;  // OS threads that take blocks besides the one that launched
+    std::condition_variable helper_left;
 };
 
 struct Worker {
     Launch *launch;
     Thread threads[MOST_THREADS];
     Thread *current;
+    Thread *suspect;  // has read what nobody has written; whoever writes it later, without a barrier, is in a race
     uint64_t block_number, packed_block;
     Index block;
     void *scheduler;                           // where run_block() waits while fibers run
@@ -122,6 +126,8 @@ struct Worker {
     std::vector<Cell> cells;                       // of the arena
     uint64_t cells_launch = 0;                        // when they were last cleared
     const char *statics_begin, *statics_end;       // of the kernel's own constants, what was met of them
+    std::string fault;  // what a signal was about, and where
+    const void *fault_place;
     char signal_stack[32 * 1024];
 
     Worker();
@@ -135,14 +141,18 @@ struct Worker {
 extern __thread Worker *worker __attribute__((tls_model("initial-exec")));
 extern std::atomic<bool> interrupted;  // Ctrl-C
 
-// The error of the current thread, or of the whole block; `fail` gives up the block. In the text, @(address)
-// stands for a place in the kernel: Python makes a line of it.
+// The error of the current thread, or of the whole block; `fail` gives up the block. In the text, @(address:line)
+// stands for a place in the kernel: Python finds the line, if it is 0, and its file.
 void note(const std::string &error);
 [[noreturn]] void fail(const void *place, const std::string &what);
 [[noreturn]] void leave();
+void give_way(bool newest_first);
 std::string format(const char *text, ...) __attribute__((format(printf, 1, 2)));
 std::string text_of(const Index &index);
-std::string place(const void *address);
+std::string place(const void *address, int line = 0);
+
+constexpr const char *TOO_DEEP =
+    "needs more local memory than the emulator's stack for a thread has. Does a function call itself?";
 
 // emulator_checks.cpp
 void check_begin_launch(Launch &launch);   // copies the arguments into memory where nothing else lies

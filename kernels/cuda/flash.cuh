@@ -7,7 +7,7 @@
 // scores between them, reduce those by shuffles, and need no barrier to hand them to each other.
 #pragma once
 
-#include "four.cuh"
+#include "pack.cuh"
 #include "view.cuh"
 
 constexpr int ROW_OF_THREADS = 16;
@@ -34,7 +34,7 @@ __device__ void load_tile(Row *tile, const Head &head, int first, int D) {
         const int row = i / (HEAD / 4), column = i % (HEAD / 4) * 4;
         const int count = first + row < head.n ? D - column : 0;
         const scalar *place = head.data + int64_t(first + row) * head.stride + column;
-        *reinterpret_cast<Pack<float> *>(&tile[row][column]) = as_floats(read_four(place, count));
+        *reinterpret_cast<Pack<float, 4> *>(&tile[row][column]) = as_floats(read_pack<4>(place, count));
     }
 }
 
@@ -50,12 +50,12 @@ __device__ void multiply_rows(float (&s)[ROWS][COLUMNS], const Row *a, const Row
         for (int j = 0; j < COLUMNS; j++) s[i][j] = 0.0f;
 #pragma unroll 4
     for (int d = 0; d < HEAD; d += 4) {
-        Pack<float> x[ROWS], y[COLUMNS];
+        Pack<float, 4> x[ROWS], y[COLUMNS];
 #pragma unroll
-        for (int i = 0; i < ROWS; i++) x[i] = *reinterpret_cast<const Pack<float> *>(&a[my_row() + i][d]);
+        for (int i = 0; i < ROWS; i++) x[i] = *reinterpret_cast<const Pack<float, 4> *>(&a[my_row() + i][d]);
 #pragma unroll
         for (int j = 0; j < COLUMNS; j++)
-            y[j] = *reinterpret_cast<const Pack<float> *>(&b[my_column() + j * ROW_OF_THREADS][d]);
+            y[j] = *reinterpret_cast<const Pack<float, 4> *>(&b[my_column() + j * ROW_OF_THREADS][d]);
 #pragma unroll
         for (int i = 0; i < ROWS; i++)
 #pragma unroll
@@ -82,10 +82,10 @@ __device__ int my_number(int w) { return (my_column() + w / VECTOR * ROW_OF_THRE
 __device__ void add_weighted_rows(float (&sum)[ROWS][WIDTH], const Scores *scores, const Row *rows) {
 #pragma unroll 2
     for (int column = 0; column < BLOCK_COLUMNS; column += 4) {
-        Pack<float> weight[ROWS];
+        Pack<float, 4> weight[ROWS];
 #pragma unroll
         for (int i = 0; i < ROWS; i++)
-            weight[i] = *reinterpret_cast<const Pack<float> *>(&scores[my_row() + i][column]);
+            weight[i] = *reinterpret_cast<const Pack<float, 4> *>(&scores[my_row() + i][column]);
 #pragma unroll
         for (int u = 0; u < 4; u++) {
 #pragma unroll
@@ -113,7 +113,7 @@ __device__ void store_rows(scalar *first, int64_t stride, int n_rows, int D, con
             float numbers[4] = {};
 #pragma unroll
             for (int v = 0; v < VECTOR; v++) numbers[v] = sum[i][w + v] * factor[i];
-            write_four(row + my_number(w), min(VECTOR, D - my_number(w)), numbers);
+            write_pack<4>(row + my_number(w), min(VECTOR, D - my_number(w)), numbers);
         }
     }
 }

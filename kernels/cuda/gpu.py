@@ -5,9 +5,10 @@ be is made once: per kernel how its arguments are packed, per grid and block wha
 """
 
 import ctypes
+import functools
 import operator
 import struct
-import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ _LETTERS = {
     "int64_t": "q",
     TENSOR_MAP: "128s",
 }
+STREAM = "P16x"  # in the driver's configuration, and after it the attributes: there are none
 
 
 class Code:
@@ -64,16 +66,8 @@ class GpuKernel:
 
     def __init__(self, signature: Signature, code: Code):
         self.signature, self.code = signature, code
-        self.kinds = [_kind(parameter) for parameter in signature.parameters]
-        letters = ["P" if p.pointer else _LETTERS[p.type] for p in signature.parameters]
-        form = struct.Struct("".join(letters))
-        self.pack, self.buffer = form.pack_into, ctypes.create_string_buffer(max(form.size, 1))
-        ends = [struct.calcsize("".join(letters[: i + 1])) for i in range(len(letters))]
-        starts = [end - struct.calcsize(letter) for end, letter in zip(ends, letters)]
-        address = ctypes.addressof(self.buffer)
-        # The driver takes an array of addresses, one an argument, and copies what lies there.
-        self.addresses = (ctypes.c_void_p * max(len(starts), 1))(*(address + start for start in starts))
-        self.lock = threading.Lock()  # of the buffer: a backward pass is another thread's
+        self.read = _reader(signature)
+        self.letters = ["P" if p.pointer else _LETTERS[p.type] for p in signature.parameters]
         self.launches: dict[tuple, Launch] = {}
         self.functions: dict[int, driver.Function] = {}
         self.allowed: dict[int, int] = {}
@@ -107,63 +101,62 @@ class Launch:
 
     def __init__(self, kernel: GpuKernel, grid: tuple, block: tuple, shared_bytes: int):
         self.kernel, self.grid, self.block, self.shared_bytes = kernel, grid, block, shared_bytes
-        self.configs: dict[int, tuple] = {}  # by GPU
+        self.read, self.prepared = kernel.read, ()
+        self.forms: dict[int, list[tuple]] = {}  # by GPU, those that nobody is filling in
 
     def __call__(self, *arguments) -> None:
         """Raises `TypeError` or `ValueError` for arguments that the kernel cannot take, before the launch.
 
         Tensors that have shapes only, as `torch.compile` traces with, launch nothing.
         """
-        kernel, device, values = self.kernel, None, []
-        kinds = kernel.kinds
-        if len(arguments) != len(kinds):
-            check_arguments(kernel.signature, arguments, "cuda")
-        for kind, a in zip(kinds, arguments):
-            its = type(a)  # asked in the order of how often it comes
-            if (its is Tensor or its is Parameter) and a.dtype is kind:
-                index = a.get_device()
-                if index != device:
-                    if device is not None or index < 0:
-                        return self._otherwise(arguments)
-                    device = index
-                values.append(a.data_ptr())
-            elif its is kind:
-                values.append(a)
-            elif a is None and type(kind) is torch.dtype:
-                values.append(0)
-            else:
-                return self._otherwise(arguments)
+        try:
+            device, values = self.read(*arguments)
+        except TypeError:  # not what comes in almost all calls
+            return self._otherwise(arguments)
         self._start(device, values, arguments)
 
-    def _start(self, device: int | None, values: list, arguments: tuple) -> None:
-        current = torch._C._cuda_getDevice()
-        if device != current:
-            if device is None:  # no tensor says which
-                device = current
-            else:
-                with torch.cuda.device(device):
-                    return self._start(device, values, arguments)
-        config = self.configs.get(device)
-        if config is None:
-            config = self._first(device)
-        told, address, handle, launch = config
-        kernel = self.kernel
-        with kernel.lock:
-            try:
-                kernel.pack(kernel.buffer, 0, *values)
-            except (struct.error, OverflowError) as wrong:
-                check_arguments(kernel.signature, arguments, f"cuda:{device}")
-                raise ValueError(f"{kernel.signature}: {wrong}.") from wrong
-            told.stream = torch._C._cuda_getCurrentRawStream(device)
-            code = launch(address, handle, kernel.addresses, None)
-            if code == driver.INVALID_CONTEXT:  # a thread that has not called PyTorch yet
-                torch.cuda.set_device(device)
-                code = launch(address, handle, kernel.addresses, None)
-        if code:
-            raise RuntimeError(f"{kernel.signature.name}: {driver.words(code)}.")
+    def prepare(self, *numbers) -> "Prepared":
+        """This launch with its last arguments given, for whoever makes it many times; see `Prepared`."""
+        return Prepared(self, numbers)
 
-    def _first(self, device: int) -> tuple:
-        """What the driver is told at every launch, once it is sure that this GPU can launch it."""
+    def _start(self, device: int | None, values: tuple, arguments: tuple) -> None:
+        forms = self.forms.get(device)
+        if forms is None or (_several_gpus() and device != torch.cuda.current_device()):
+            return self._elsewhere(device, values, arguments)
+        try:
+            form = forms.pop()
+        except IndexError:  # another thread is filling it in: a backward pass
+            form = self._form(device)
+        pack, buffer, stream, start, config, handle, addresses = form
+        try:
+            pack(buffer, 32, stream(device), *values)
+        except (struct.error, OverflowError) as wrong:
+            check_arguments(self.kernel.signature, arguments + self.prepared, f"cuda:{device}")
+            raise ValueError(f"{self.kernel.signature}: {wrong}.") from wrong
+        code = start(config, handle, addresses, None)
+        if code == driver.INVALID_CONTEXT:  # a thread that has not called PyTorch yet
+            torch.cuda.set_device(device)
+            code = start(config, handle, addresses, None)
+        forms.append(form)
+        if code:
+            raise RuntimeError(f"{self.kernel.signature.name}: {driver.words(code)}.")
+
+    def _elsewhere(self, device: int | None, values: tuple, arguments: tuple) -> None:
+        """A first launch on a GPU, or one on a GPU that is not the current one."""
+        if device is None:  # no tensor says which
+            device = torch.cuda.current_device()
+        elif device < 0:  # on the CPU
+            return self._otherwise(arguments)
+        with torch.cuda.device(device):
+            if device not in self.forms:
+                self.forms[device] = [self._form(device)]
+            self._start(device, values, arguments)
+
+    def _form(self, device: int) -> tuple:
+        """What a launch tells the driver, as far as it is known; for a GPU that can launch it.
+
+        It begins with the driver's own configuration; from its stream on it is filled in at every launch.
+        """
         kernel, name = self.kernel, self.kernel.signature.name
         with driver.loading(device):
             found = kernel.on(device)
@@ -179,42 +172,106 @@ class Launch:
                     f"its launch are more than the {found.shared_most} that a block has on this GPU."
                 )
             kernel.allow_shared(found, device, self.shared_bytes)
-        told = driver.LaunchConfig(self.grid, self.block, self.shared_bytes)
-        config = told, ctypes.pointer(told), found.handle, driver.library().cuLaunchKernelEx
-        self.configs[device] = config
-        return config
+        letters = kernel.letters
+        form = struct.Struct(STREAM + "".join(letters))
+        buffer = ctypes.create_string_buffer(32 + form.size)
+        config = driver.LaunchConfig.from_buffer(buffer)
+        config.grid[:], config.block[:], config.shared_bytes = self.grid, self.block, self.shared_bytes
+        # The driver takes an array of addresses, one an argument, and copies what lies there.
+        ends = [struct.calcsize(STREAM + "".join(letters[: i + 1])) for i in range(len(letters))]
+        starts = [32 + end - struct.calcsize(letter) for end, letter in zip(ends, letters)]
+        first = ctypes.addressof(buffer)
+        addresses = (ctypes.c_void_p * (len(starts) + 1))(*(first + start for start in starts))
+        stream, start = torch._C._cuda_getCurrentRawStream, driver.library().cuLaunchKernelEx
+        return form.pack_into, buffer, stream, start, ctypes.pointer(config), found.handle, addresses
 
     def _otherwise(self, arguments: tuple) -> None:
         """What is rare: other kinds of numbers, tensors of other classes, and what is wrong."""
         tensors = [a for a in arguments if isinstance(a, Tensor)]
         places = [where for where in map(place, tensors) if where.startswith("cuda")] or ["cuda"]
-        check_arguments(self.kernel.signature, arguments, places[0])
+        check_arguments(self.kernel.signature, arguments + self.prepared, places[0])
         if any(isinstance(x, FakeTensor) for x in tensors):
             return
-        values = [
+        values = tuple(
             value.data_ptr() if isinstance(value, Tensor) else _number(parameter, value)
             for parameter, value in zip(self.kernel.signature.parameters, arguments)
-        ]
+        )
         self._start(tensors[0].get_device() if tensors else None, values, arguments)
 
 
-def _kind(parameter: Argument):
-    """What an argument is in almost all calls: a dtype for tensors, a type for what is no tensor."""
-    if parameter.pointer:
-        return DTYPES[parameter.type]
-    if parameter.type == "__nv_bfloat16":
-        return None  # always the long way
-    return {"bool": bool, TENSOR_MAP: TensorMap}.get(
-        parameter.type, int if parameter.type in INTEGERS else float
-    )
+class Prepared(Launch):
+    """A launch of which all is decided but the tensors, which come first: made once, called many times.
+
+    Called with the tensors, or None, the first not None. The caller answers for their dtypes, and that they
+    are on one GPU: only addresses are read. What is prepared is checked once, when it is prepared.
+    """
+
+    def __init__(self, launch: Launch, numbers: tuple):
+        super().__init__(launch.kernel, launch.grid, launch.block, launch.shared_bytes)
+        parameters = self.kernel.signature.parameters
+        self.count = len(parameters) - len(numbers)
+        self.prepared = numbers
+        check_arguments(self.kernel.signature, (None,) * self.count + numbers, "cuda")
+        self.numbers = [_number(p, n) for p, n in zip(parameters[self.count :], numbers)]
+
+    def __call__(self, *tensors: Tensor | None) -> None:
+        values = [0 if x is None else x.data_ptr() for x in tensors]
+        self._start(tensors[0].get_device(), values, tensors)
+
+    def _form(self, device: int) -> tuple:
+        pack, buffer, *rest = super()._form(device)
+        pack(buffer, 32, 0, *[0] * self.count, *self.numbers)
+        return struct.Struct(STREAM + "P" * self.count).pack_into, buffer, *rest
+
+
+@functools.cache
+def _several_gpus() -> bool:
+    return torch.cuda.device_count() > 1
+
+
+def _reader(signature: Signature) -> Callable:
+    """A function of a kernel's arguments -> the GPU of its tensors, and what `struct` packs.
+
+    It returns nothing for what is rare: numbers of other classes than int and float, and what is wrong. It is
+    written here line by line, for one signature: a loop over arguments and their kinds takes twice as long,
+    longer than the driver.
+    """
+    given = {"Tensor": Tensor, "Parameter": Parameter}
+    names = [f"a{i}" for i in range(len(signature.parameters))]
+    lines = ["device = None"]
+    for name, parameter in zip(names, signature.parameters):
+        if parameter.pointer:
+            given[f"dtype_{name}"] = DTYPES[parameter.type]
+            lines += [
+                f"its = type({name})",
+                f"if (its is Tensor or its is Parameter) and {name}.dtype is dtype_{name}:",
+                f"    its = {name}.get_device()",
+                "    if its != device:",
+                "        if device is not None: return",
+                "        device = its",
+                f"    {name} = {name}.data_ptr()",
+                f"elif {name} is None: {name} = 0",
+                "else: return",
+            ]
+        else:
+            given[f"type_{name}"] = _type(parameter)
+            lines.append(f"if type({name}) is not type_{name}: return")
+    lines.append(f"return device, ({' '.join(name + ',' for name in names)})")
+    exec("\n    ".join([f"def read({', '.join(names)}):", *lines]), given)
+    return given["read"]
+
+
+def _type(parameter: Argument) -> type | None:
+    """Of an argument that is no tensor, in almost all calls."""
+    if parameter.type in ("float", "double", "__half"):
+        return float
+    return {"bool": bool, TENSOR_MAP: TensorMap, "__nv_bfloat16": None}.get(parameter.type, int)
 
 
 def _number(parameter: Argument, value):
     """As `struct` packs it: null pointers are 0, a bfloat16 is its 16 bits."""
     if parameter.pointer:
         return 0
-    if parameter.type == TENSOR_MAP:
-        return value
     if parameter.type == "__nv_bfloat16":
         return torch.tensor(value, dtype=torch.bfloat16).view(torch.uint16).item()
     return operator.index(value) if parameter.type in INTEGERS else value

@@ -13,7 +13,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Like(NamedTuple):
-    """What of a tensor decides how it is computed with: a plan that is made for it can be kept."""
+    """What of a tensor decides how it is computed with."""
 
     shape: tuple
     strides: tuple
@@ -21,8 +21,15 @@ class Like(NamedTuple):
     device: torch.device
 
 
-def like(x: Tensor | None) -> Like | None:
-    return None if x is None else Like(x.shape, x.stride(), x.dtype, x.device)
+def like(x: Tensor | None) -> tuple | None:
+    """The fields of `Like`. Tensors of one kind are computed with in one way, every time: functions that
+    decide it take what this gives, and keep their answers (`functools.lru_cache`)."""
+    return None if x is None else (x.shape, x.stride(), x.dtype, x.device)
+
+
+def likes(*fields: tuple | None) -> list[Like | None]:
+    """What `like` gave, with names."""
+    return [x and Like(*x) for x in fields]
 
 
 def without_data(x: Tensor) -> bool:
@@ -62,6 +69,14 @@ def check(operation: str, *tensors) -> None:
         )
 
 
+def check_gradient(operation: str, dy: Tensor, y: Tensor) -> None:
+    """A gradient has the shape of what it is the gradient of: a kernel would read past its end."""
+    if dy.shape != y.shape:
+        raise ValueError(
+            f"{operation}: a result of shape {tuple(y.shape)} has no gradient {tuple(dy.shape)}."
+        )
+
+
 @functools.cache
 def emulated() -> bool:
     """Whether kernels run on the CPU here."""
@@ -78,6 +93,26 @@ def module(file: str, dtype: torch.dtype = torch.float32, **macros: int) -> Modu
 def processors(device: torch.device) -> int:
     """How many blocks must run to keep the whole GPU busy; the emulator plays a small one."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+def empty(x: Tensor) -> Tensor:
+    """A contiguous tensor like x, with nothing in it yet."""
+    if x.is_contiguous():
+        return torch.empty_like(x)  # half the time of the next line
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def integers(operation: str, name: str, ids: Tensor) -> Tensor:
+    """Ids or targets as kernels read them: int64, without gaps. Raises `TypeError` for fractions."""
+    if ids.dtype is not torch.int64:
+        if ids.is_floating_point() or ids.is_complex():
+            raise TypeError(f"{operation}: {name} must be integers, not {ids.dtype}.")
+        ids = ids.long()
+    return ids.contiguous()
+
+
+def nothing(*_) -> None:
+    """The launch for arrays that have no numbers."""
 
 
 def cdiv(a: int, b: int) -> int:

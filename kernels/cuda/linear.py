@@ -1,18 +1,19 @@
-"""The linear layer y = x Wᵀ + bias and its gradients: a launch for y, one for dx, one or two for dW and db.
+"""The linear layer y = x Wᵀ + bias and its gradients: one launch forward, one or two backward.
 
 `linear.cu` has the kernels: they read x, W and dy in any strides and sum in float32. Here stands what is
 checked and decided before. For tensors of one kind that is the same every time: a plan, made once and kept.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from kernels.checks import check_width
-from kernels.cuda.launch import Like, cdiv, check, like, module, without_data
-from kernels.cuda.matmul import choose, choose_tiles
+from kernels.cuda.launch import Like, cdiv, check, like, likes, module, without_data
+from kernels.cuda.matmul import Product, choose, part_of
 
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None):
@@ -21,113 +22,115 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None):
     float32, bfloat16 or float16, all of one dtype, of any strides; summed in float32. Raises `ValueError` for
     shapes and devices that do not fit, `TypeError` for dtypes.
     """
-    check_width("linear", x, weight.shape[1])
-    (y,) = times_weight("linear_forward", x, weight, bias, n_outputs=1)
-    return y, (x, weight, bias is not None)
+    return product(x, weight, bias), (x, weight, bias is not None)
 
 
 def linear_backward(dy: Tensor, saved: tuple):
     """-> dx, dweight, dbias (None without a bias). dy `(..., C_out)`, of any strides."""
     x, weight, has_bias = saved
-    check_gradient("linear", dy, x, weight)
-    return gradient_of_input(dy, weight), *gradients_of_weights(dy, x, has_bias)
+    return gradients(dy, x, weight, has_bias)
 
 
-def check_gradient(operation: str, dy: Tensor, x: Tensor, weight: Tensor) -> None:
-    """A gradient has the shape of what it is the gradient of: a kernel would read past its end."""
-    expected = (*x.shape[:-1], weight.shape[0])
-    if tuple(dy.shape) != expected:
-        raise ValueError(f"{operation}: dy must have the shape of y, {expected}, got {tuple(dy.shape)}.")
-
-
-def times_weight(kernel: str, x: Tensor, weight: Tensor, bias: Tensor | None, n_outputs: int) -> list[Tensor]:
-    """x Wᵀ + bias, by a kernel of `linear.cu` that stores `n_outputs` arrays: it, and what it makes of it."""
-    outputs = [x.new_empty((*x.shape[:-1], weight.shape[0])) for _ in range(n_outputs)]
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x Wᵀ + bias."""
+    y = x.new_empty((*x.shape[:-1], weight.shape[0]))
     if not without_data(x):
-        x, bias = _rows(x), None if bias is None else bias.contiguous()
-        _forward_plan(kernel, like(x), like(weight), like(bias))(x, weight, bias, *outputs)
-    return outputs
+        _launch_forward(x, weight, bias, y, None)
+    return y
 
 
-def gradient_of_input(dy: Tensor, weight: Tensor, pre: Tensor | None = None) -> Tensor:
-    """dx = dy W; with `pre`, times GELU's slope there: the gradient of pre, when gelu(pre) was the input."""
-    dx = dy.new_empty((*dy.shape[:-1], weight.shape[1]))
-    if not without_data(dy):
-        dy = _rows(dy)
-        if pre is None:
-            _dx_plan("linear_dx", like(dy), like(weight))(dy, weight, dx)
-        else:
-            _dx_plan("linear_dx_gelu", like(dy), like(weight))(dy, weight, pre, dx)
-    return dx
+def product_and_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """x Wᵀ + bias, and its GELU."""
+    pre, h = (x.new_empty((*x.shape[:-1], weight.shape[0])) for _ in range(2))
+    if not without_data(x):
+        _launch_forward(x, weight, bias, pre, h)
+    return pre, h
 
 
-def gradients_of_weights(dy: Tensor, x: Tensor, has_bias: bool) -> tuple[Tensor, Tensor | None]:
-    """dweight = dyᵀ x and dbias = Σ dy over the rows, or None."""
-    dweight = dy.new_empty((dy.shape[-1], x.shape[-1]))
-    dbias = dy.new_empty(dy.shape[-1]) if has_bias else None
+def gradients(dy: Tensor, x: Tensor, weight: Tensor, has_bias: bool, pre: Tensor | None = None) -> tuple:
+    """-> dx = dy W, dweight = dyᵀ x, and dbias = Σ dy over the rows, or None.
+
+    With `pre`, of which x is the GELU, the first is the gradient of pre: dx times GELU's slope there.
+    """
+    dx = dy.new_empty(x.shape)
+    dweight = dy.new_empty(weight.shape)
+    dbias = dy.new_empty(weight.shape[0]) if has_bias else None
     if not without_data(dy):
         dy, x = _rows(dy), _rows(x)
-        _dweight_plan(like(dy), like(x), has_bias)(dy, x, dweight, dbias)
-    return dweight, dbias
+        plan = _backward_plan(like(dy), like(x), like(weight))
+        plan(dy, x, weight, pre, dx, dweight, dbias)
+    return dx, dweight, dbias
+
+
+def _launch_forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, h: Tensor | None) -> None:
+    x, bias = _rows(x), None if bias is None else bias.contiguous()
+    _forward_plan(like(x), like(weight), like(bias))(x, weight, bias, y, h)
 
 
 def _rows(x: Tensor) -> Tensor:
-    """`(..., C)` as `(rows, C)`: a view, but for layouts that have no single distance between rows."""
-    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    """x, or a copy of it if its rows do not lie at one distance."""
+    return x if x.is_contiguous() or x.dim() == 2 else x.reshape(-1, x.shape[-1])
+
+
+def _matrix(x: Like) -> tuple[int, tuple[int, int]]:
+    """-> how many rows `_rows` gave; and how far it is from a row, and from a feature, to the next."""
+    if len(x.shape) == 2:
+        return x.shape[0], x.strides
+    return math.prod(x.shape[:-1]), (x.shape[-1], 1)
 
 
 @functools.lru_cache(maxsize=1024)
-def _forward_plan(kernel: str, x: Like, weight: Like, bias: Like | None) -> Callable:
-    """-> what launches the kernel on x, weight, bias and the outputs."""
+def _forward_plan(x: tuple, weight: tuple, bias: tuple | None) -> Callable:
+    """-> what launches the kernel on x, weight, bias, y and h."""
+    x, weight, bias = likes(x, weight, bias)
+    C_out, C_in = weight.shape
+    check_width("linear", x, C_in)
     check("linear", x, weight, bias)
-    (M, C_in), C_out = x.shape, weight.shape[0]
     if bias is not None and tuple(bias.shape) != (C_out,):
         raise ValueError(
             f"linear: weight {tuple(weight.shape)} needs a bias of shape ({C_out},), got {tuple(bias.shape)}."
         )
-    return _product_plan(kernel, x, weight, M, C_out, C_in, width=C_out)
+    n_rows, x_strides = _matrix(x)
+    if n_rows * C_out == 0:
+        return _nothing
+    tiles, _ = choose(x.dtype, x.device, Product(n_rows, C_out, C_in))
+    kernels = module("linear.cu", x.dtype, **vars(tiles))
+    launch = kernels.linear_forward[tiles.count(n_rows, C_out), tiles.threads]
+    return launch.prepare(*x_strides, *weight.strides, n_rows, C_out, C_in)
 
 
 @functools.lru_cache(maxsize=1024)
-def _dx_plan(kernel: str, dy: Like, weight: Like) -> Callable:
-    """-> what launches the kernel on dy, weight, pre if it takes that, and dx."""
-    check("linear", dy, weight)
-    return _product_plan(kernel, dy, weight, dy.shape[0], *weight.shape, width=weight.shape[1])
-
-
-def _product_plan(kernel: str, a: Like, b: Like, M: int, C_out: int, C_in: int, width: int) -> Callable:
-    """-> what launches a kernel that computes an `(M, width)` in one go."""
-    if M * width == 0:
+def _backward_plan(dy: tuple, x: tuple, weight: tuple) -> Callable:
+    """-> what launches the kernels on dy, x, weight, pre, dx, dweight and dbias."""
+    dy, x, weight = likes(dy, x, weight)
+    check("linear", dy, x, weight)
+    C_out, C_in = weight.shape
+    (n_rows, x_strides), (n_gradients, dy_strides) = _matrix(x), _matrix(dy)
+    if (n_gradients, dy.shape[-1]) != (n_rows, C_out):
+        raise ValueError(
+            f"linear: x {tuple(x.shape)} and weight {tuple(weight.shape)} have no gradient {tuple(dy.shape)}."
+        )
+    if C_out * C_in == 0:
         return _nothing
-    tiles = choose_tiles(M, width, a.device)
-    kernels = module("linear.cu", a.dtype, **tiles._asdict())
-    launch = getattr(kernels, kernel)[tiles.count(M, width), tiles.threads]
-    numbers = (*a.strides, *b.strides, M, C_out, C_in)
-    return lambda *tensors: launch(*tensors, *numbers)
-
-
-@functools.lru_cache(maxsize=1024)
-def _dweight_plan(dy: Like, x: Like, has_bias: bool) -> Callable:
-    """-> what launches the kernels on dy, x, dweight and dbias."""
-    check("linear", dy, x)
-    (M, C_out), C_in = dy.shape, x.shape[1]
-    if C_out == 0 or C_in == 0:
-        return _nothing
-    tiles, k_part = choose(C_out, C_in, M, 1, dy.device)
-    n_parts = max(cdiv(M, k_part), 1)
-    kernels = module("linear.cu", dy.dtype, **tiles._asdict())
-    product = kernels.linear_dweight[(tiles.count(C_out, C_in), n_parts), tiles.threads]
-    numbers = (*dy.strides, *x.strides, k_part, M, C_out, C_in)
+    tiles, parts = choose(
+        dy.dtype, dy.device, Product(n_rows, C_in, C_out), Product(C_out, C_in, n_rows, splits=True)
+    )
+    k_part, n_parts = part_of(n_rows, parts, tiles)
+    blocks = tiles.count(C_out, C_in) * n_parts + tiles.count(n_rows, C_in)
+    kernels = module("linear.cu", dy.dtype, **vars(tiles))
+    launch = kernels.linear_backward[blocks, tiles.threads].prepare(
+        *dy_strides, *x_strides, *weight.strides, n_parts, k_part, n_rows, C_out, C_in
+    )
     if n_parts == 1:
-        return lambda dy, x, dweight, dbias: product(dy, x, dweight, dbias, None, *numbers)
+        return lambda *tensors: launch(*tensors, None)
 
     n_weights = C_out * C_in
-    add_up = kernels.sum_dweight[cdiv(n_weights + C_out, 256), 256]
+    add_up = kernels.sum_dweight[cdiv(n_weights + C_out, 256), 256].prepare(n_parts, n_weights, C_out)
 
-    def run(dy, x, dweight, dbias):
-        parts = torch.empty((n_parts, n_weights + C_out), dtype=torch.float32, device=dy.device)
-        product(dy, x, dweight, dbias, parts, *numbers)
-        add_up(parts, dweight, dbias, n_parts, n_weights, C_out)
+    def run(dy, x, weight, pre, dx, dweight, dbias):
+        sums = torch.empty((n_parts, n_weights + C_out), dtype=torch.float32, device=dy.device)
+        launch(dy, x, weight, pre, dx, dweight, dbias, sums)
+        add_up(sums, dweight, dbias)
 
     return run
 

@@ -19,7 +19,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) matmul(
     const scalar *a, const scalar *b, const scalar *bias, scalar *c, float *parts, int M, int N, int K, int k_part,
     int inner, int64_t a_outer, int64_t a_inner, int a_row, int a_column, int64_t b_outer, int64_t b_inner, int b_row,
     int b_column, int64_t c_outer, int64_t c_inner, int c_row, float alpha, bool add) {
-    const int tiles = ((M + BLOCK_M - 1) / BLOCK_M) * ((N + BLOCK_N - 1) / BLOCK_N);
+    __shared__ Slabs slabs;
+    const int tiles = tiles_of(M, N);
     const int matrix = blockIdx.x / tiles, outer = matrix / inner, in = matrix % inner;
     a += outer * a_outer + in * a_inner;
     b += outer * b_outer + in * b_inner;
@@ -27,30 +28,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) matmul(
     const int k_begin = blockIdx.y * k_part;
 
     Tile<> tile(corner(blockIdx.x % tiles, M, N));
-    tile.multiply({a, M, a_row, a_column}, {b, N, b_column, b_row}, k_begin, min(K, k_begin + k_part));
+    tile.multiply(slabs, {a, M, a_row, a_column}, {b, N, b_column, b_row}, k_begin, min(K, k_begin + k_part));
 
     if (parts != nullptr) {
         const int64_t matrices = gridDim.x / tiles;
         parts += (blockIdx.y * matrices + matrix) * M * N;
         tile.finish(M, N, [&](const float *sums, int row, int column) {
-            write_four(parts + int64_t(row) * N + column, N - column, sums);
+            write_pack<4>(parts + int64_t(row) * N + column, N - column, sums);
         });
         return;
     }
     tile.finish(M, N, [&](const float *sums, int row, int column) {
-        float results[4];
+        float results[4] = {};
         scalar *place = c + int64_t(row) * c_row + column;
 #pragma unroll
         for (int i = 0; i < 4; i++)
             if (column + i < N) results[i] = finished(sums[i], alpha, bias, column + i, place + i, add);
-        write_four(place, N - column, results);
+        write_pack<4>(place, N - column, results);
     });
 }
 
 // C from the sums of its parts, always added in the same order: the result is the same in every run. Who adds
 // with atomics adds in the order in which blocks happen to finish. One thread a number of C.
 extern "C" __global__ void sum_parts(
-    const float *parts, int n_parts, const scalar *bias, scalar *c, int M, int N, int matrices, int inner,
+    const float *parts, const scalar *bias, scalar *c, int n_parts, int M, int N, int matrices, int inner,
     int64_t c_outer, int64_t c_inner, int c_row, float alpha, bool add) {
     const int64_t size = int64_t(matrices) * M * N, i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= size) return;

@@ -5,52 +5,118 @@ large a tile of C one block computes, and in how many parts K is summed so that 
 """
 
 import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kernels.cuda.launch import Like, cdiv, check, emulated, like, module, processors, without_data
+from kernels.cuda.launch import Like, cdiv, check, like, likes, module, processors, without_data
 
 
-class Tiles(NamedTuple):
+@dataclass(frozen=True)
+class Tiles:
     """The macros of `product.cuh`."""
 
     BLOCK_M: int
     BLOCK_N: int
     BLOCK_K: int
-    THREAD_M: int
-    THREAD_N: int
-
-    @property
-    def threads(self) -> int:
-        return self.BLOCK_M // self.THREAD_M * (self.BLOCK_N // self.THREAD_N)
 
     def count(self, M: int, N: int) -> int:
         """How many tiles an `(M, N)` has."""
         return cdiv(M, self.BLOCK_M) * cdiv(N, self.BLOCK_N)
 
 
+@dataclass(frozen=True)
+class FloatTiles(Tiles):
+    """Those of `float_tile.cuh`, beside them."""
+
+    THREAD_M: int
+    THREAD_N: int
+    SLICES: int = 1
+
+    @property
+    def threads(self) -> int:
+        return self.BLOCK_M // self.THREAD_M * (self.BLOCK_N // self.THREAD_N) * self.SLICES
+
+
+@dataclass(frozen=True)
+class TensorTiles(Tiles):
+    """Those of `tensor_tile.cuh`."""
+
+    WARP_M: int
+    WARP_N: int
+    TENSOR_CORES: int = 1
+
+    @property
+    def threads(self) -> int:
+        return 32 * (self.BLOCK_M // self.WARP_M) * (self.BLOCK_N // self.WARP_N)
+
+
 # Large tiles read memory least often; small ones give every processor of the GPU a share of a small product.
-LARGE, MEDIUM, SMALL = Tiles(128, 128, 16, 8, 8), Tiles(64, 64, 16, 4, 4), Tiles(32, 32, 32, 4, 4)
-SHORTEST_PART = 128  # terms of a sum: shorter parts cost more to add up than they save
+# With each, what one processor of an H100 was measured to do: products of two numbers, and their sum, a µs.
+FLOAT_TILES = {
+    FloatTiles(128, 128, 8, 8, 8): 150e3,
+    FloatTiles(128, 64, 16, 8, 4): 137e3,
+    FloatTiles(32, 32, 64, 4, 4, SLICES=4): 90e3,
+}
+TENSOR_TILES = {
+    TensorTiles(128, 128, 32, 64, 32): 900e3,
+    TensorTiles(64, 64, 32, 32, 32): 500e3,
+    TensorTiles(32, 32, 64, 16, 16): 200e3,
+}
+SHORTEST_PART = 256  # terms of a sum: shorter parts cost more to add up than they save
 
 
-def choose_tiles(M: int, N: int, device: torch.device, matrices: int = 1) -> Tiles:
-    """The largest tiles of which `matrices` products `(M, N)` have one for every processor."""
-    wanted = processors(device)
-    for tiles in (SMALL,) if emulated() else (LARGE, MEDIUM):
-        if tiles.count(M, N) * matrices >= wanted:
-            return tiles
-    return SMALL
+class Product(NamedTuple):
+    """`matrices` products `(M, K) (K, N)` that one launch computes; whether K may be summed in parts."""
+
+    M: int
+    N: int
+    K: int
+    matrices: int = 1
+    splits: bool = False
 
 
-def choose(M: int, N: int, K: int, matrices: int, device: torch.device) -> tuple[Tiles, int]:
-    """-> the tiles, and how many terms of K a block sums: all of them, if there are tiles enough."""
-    tiles = choose_tiles(M, N, device, matrices)
-    parts = cdiv(processors(device), tiles.count(M, N) * matrices)
-    parts = max(1, min(parts, K // SHORTEST_PART))
-    return tiles, max(cdiv(cdiv(K, parts), tiles.BLOCK_K) * tiles.BLOCK_K, 1)
+def choose(dtype: torch.dtype, device: torch.device, *products: Product) -> tuple[Tiles, int]:
+    """-> the tiles for a launch that computes these products, and in how many parts to sum those that split.
+
+    The choice is the one with the shortest time by a simple account of it: every processor does its share of
+    all work, and in the end most of them wait for blocks that began late, half of one on average.
+    """
+
+    speeds = TENSOR_TILES if has_tensor_cores(dtype, device) else FLOAT_TILES
+
+    def microseconds(tiles: Tiles, parts: int) -> float:
+        work, longest, extra = 0.0, 0.0, 0.0
+        for M, N, K, matrices, splits in products:
+            depth = cdiv(K, parts) if splits else K
+            block = tiles.BLOCK_M * tiles.BLOCK_N * cdiv(depth, tiles.BLOCK_K) * tiles.BLOCK_K
+            work += tiles.count(M, N) * matrices * (cdiv(K, depth) if depth else 1) * block
+            longest = max(longest, block)
+            if splits and parts > 1:  # another launch, that reads what was written
+                extra += 10.0 + 8 * parts * matrices * M * N / 2e6
+        busy = max(longest, work / processors(device) + longest / 2)
+        return busy / speeds[tiles] + extra
+
+    most = max([1] + [p.K // SHORTEST_PART for p in products if p.splits])
+    choices = [(tiles, 2**i) for tiles in speeds for i in range(most.bit_length())]
+    return min(choices, key=lambda choice: microseconds(*choice))
+
+
+@functools.cache
+def has_tensor_cores(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether tensor cores multiply this type there: float16 since Turing, bfloat16 since Ampere."""
+    if dtype == torch.float32 or device.type == "cpu":
+        return dtype != torch.float32
+    return torch.cuda.get_device_capability(device) >= ((7, 5) if dtype == torch.float16 else (8, 0))
+
+
+def part_of(K: int, parts: int, tiles: Tiles) -> tuple[int, int]:
+    """-> how many terms of K each of the parts sums, whole slabs; and how many parts that makes."""
+    k_part = max(1, cdiv(cdiv(K, parts), tiles.BLOCK_K)) * tiles.BLOCK_K
+    return k_part, max(1, cdiv(K, k_part))
 
 
 def matmul(
@@ -72,21 +138,18 @@ def matmul(
     if without_data(a):
         return out if out is not None else torch.matmul(a, b)
     bias = None if bias is None else bias.contiguous()
-    plan = _plan(like(a), like(b), like(bias), like(out))
-    c = a.new_empty(plan.shape) if out is None else out
-    plan.run(a, b, bias, c, alpha, accumulate)
+    shape, run = _plan(like(a), like(b), like(bias), like(out), float(alpha), accumulate)
+    c = a.new_empty(shape) if out is None else out
+    run(a, b, bias, c)
     return c
 
 
-class _Plan(NamedTuple):
-    """The shape of C; and what computes it, a function of a, b, bias, c, alpha and accumulate."""
-
-    shape: tuple
-    run: object
-
-
 @functools.lru_cache(maxsize=1024)
-def _plan(a: Like, b: Like, bias: Like | None, out: Like | None) -> _Plan:
+def _plan(
+    a: tuple, b: tuple, bias: tuple | None, out: tuple | None, alpha: float, accumulate: bool
+) -> tuple[tuple, Callable]:
+    """-> the shape of C, and what launches the kernels on a, b, bias and c."""
+    a, b, bias, out = likes(a, b, bias, out)
     check("matmul", a, b, bias, out)
     batch = _checked_batch(a, b, bias)
     (M, K), N = a.shape[-2:], b.shape[-1]
@@ -99,30 +162,32 @@ def _plan(a: Like, b: Like, bias: Like | None, out: Like | None) -> _Plan:
     outer, inner = (1, 1, *batch)[-2:]
     matrices = outer * inner
     if matrices * M * N == 0:
-        return _Plan(c.shape, lambda *_: None)
+        return c.shape, lambda *_: None
 
-    tiles, k_part = choose(M, N, K, matrices, a.device)
-    n_parts = max(cdiv(K, k_part), 1)
-    kernels = module("matmul.cu", a.dtype, **tiles._asdict())
-    product = kernels.matmul[(tiles.count(M, N) * matrices, n_parts), tiles.threads]
-    c_numbers = (*_batch_strides(c, batch), c.strides[-2])
-    numbers = (
+    tiles, parts = choose(a.dtype, a.device, Product(M, N, K, matrices, splits=True))
+    k_part, n_parts = part_of(K, parts, tiles)
+    kernels = module("matmul.cu", a.dtype, **vars(tiles))
+    place, how = (*_batch_strides(c, batch), c.strides[-2]), (alpha, accumulate)
+    product = kernels.matmul[(tiles.count(M, N) * matrices, n_parts), tiles.threads].prepare(
         *(M, N, K, k_part, inner),
         *(*_batch_strides(a, batch), *a.strides[-2:]),
         *(*_batch_strides(b, batch), *b.strides[-2:]),
-        *c_numbers,
+        *place,
+        *how,
     )
     if n_parts == 1:
-        return _Plan(c.shape, lambda a, b, bias, c, *how: product(a, b, bias, c, None, *numbers, *how))
+        return c.shape, lambda a, b, bias, c: product(a, b, bias, c, None)
 
-    add_up = kernels.sum_parts[cdiv(matrices * M * N, 256), 256]
+    add_up = kernels.sum_parts[cdiv(matrices * M * N, 256), 256].prepare(
+        n_parts, M, N, matrices, inner, *place, *how
+    )
 
-    def run(a, b, bias, c, alpha, accumulate):
-        parts = torch.empty((n_parts, matrices, M, N), dtype=torch.float32, device=a.device)
-        product(a, b, None, c, parts, *numbers, 1.0, False)
-        add_up(parts, n_parts, bias, c, M, N, matrices, inner, *c_numbers, alpha, accumulate)
+    def run(a, b, bias, c):
+        sums = torch.empty((n_parts, matrices, M, N), dtype=torch.float32, device=a.device)
+        product(a, b, None, c, sums)
+        add_up(sums, bias, c)
 
-    return _Plan(c.shape, run)
+    return c.shape, run
 
 
 def _checked_batch(a: Like, b: Like, bias: Like | None) -> tuple:

@@ -11,7 +11,8 @@ by the products' own kernels, in `linear.cu`: the forward pass never reads pre, 
 from torch import Tensor
 
 from kernels.checks import check_mlp
-from kernels.cuda.linear import check_gradient, gradient_of_input, gradients_of_weights, times_weight
+from kernels.cuda.launch import check
+from kernels.cuda.linear import gradients, product, product_and_gelu
 
 
 def gelu_mlp_forward(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor, down_bias: Tensor | None):
@@ -22,16 +23,15 @@ def gelu_mlp_forward(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor
     shapes and devices that do not fit, `TypeError` for dtypes.
     """
     check_mlp(x, up, up_bias, down, down_bias)
-    pre, h = times_weight("linear_forward_gelu", x, up, up_bias, n_outputs=2)
-    (y,) = times_weight("linear_forward", h, down, down_bias, n_outputs=1)
+    check("gelu_mlp", x, up, up_bias, down, down_bias)
+    pre, h = product_and_gelu(x, up, up_bias)
+    y = product(h, down, down_bias)
     return y, (x, up, pre, h, down, up_bias is not None, down_bias is not None)
 
 
 def gelu_mlp_backward(dy: Tensor, saved: tuple):
     """-> dx, dup, dup_bias, ddown, ddown_bias (a bias that is None has the gradient None)."""
     x, up, pre, h, down, has_up_bias, has_down_bias = saved
-    check_gradient("gelu_mlp", dy, h, down)
-    dpre = gradient_of_input(dy, down, pre)
-    ddown, ddown_bias = gradients_of_weights(dy, h, has_down_bias)
-    dup, dup_bias = gradients_of_weights(dpre, x, has_up_bias)
-    return gradient_of_input(dpre, up), dup, dup_bias, ddown, ddown_bias
+    dpre, ddown, ddown_bias = gradients(dy, h, down, has_down_bias, pre)
+    dx, dup, dup_bias = gradients(dpre, x, up, has_up_bias)
+    return dx, dup, dup_bias, ddown, ddown_bias

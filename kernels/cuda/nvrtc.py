@@ -5,11 +5,15 @@ machine that has the toolkit, its headers serve too.
 """
 
 import functools
+import io
 import os
 import re
 import shutil
 import sys
 from pathlib import Path
+from typing import NamedTuple
+
+import torch
 
 from kernels.cuda import cache
 from kernels.cuda.cache import CompileError
@@ -28,65 +32,70 @@ struct alignas(64) CUtensorMap { uint64_t opaque[16]; };
 HEADERS = {"__half": "cuda_fp16.h", "__nv_bfloat16": "cuda_bf16.h"}
 
 
+class Resources(NamedTuple):
+    """What one kernel takes of a processor."""
+
+    registers: int  # a thread
+    shared: int  # bytes a block, without what is asked for at the launch
+    spilled: int  # bytes a thread keeps in memory, because its registers do not suffice
+
+
 def compile(text: str, name: str, folder: Path, capability: int) -> bytes:
     """-> the cubin of a source for compute capability `capability`, 90 for an H100; kept on disk.
 
     Headers in `folder` are found, `name` stands in messages. For an H100 and later the code may use what only
     that architecture has. Raises `CompileError`, and `RuntimeError` where there is no NVRTC.
     """
-    source, include, parts = _prepared(text, name, folder, capability)
-    path = cache.compiled(parts, ".cubin", lambda: _compile(source, name, [folder, include], parts[-1]))
+    own = cache.headers(text, [folder])
+    source, options = _prepare(text, name, folder, capability, own)
+    parts = (source, name, repr(sorted(own.items())), repr(sorted(options.items())), *map(str, version()))
+    path = cache.compiled(parts, ".cubin", lambda: _compile(source, options)[0])
     return cache.content(path)
 
 
-def listing(text: str, name: str, folder: Path, capability: int) -> tuple[str, str]:
-    """-> the PTX of a source that `compile` accepts, and what the assembler says of it: registers, spills."""
-    source, include, parts = _prepared(text, name, folder, capability)
-    nvrtc = _nvrtc()[2]  # itself: cuda.core asks the driver before it gives PTX
-    _, program = nvrtc.nvrtcCreateProgram(source.encode(), name.encode(), 0, None, None)
-    options = [f"-arch={parts[-1]}", "-std=c++17", "--ptxas-options=-v"]
-    options += [f"-I{path}" for path in (folder, include) if path]
-    nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
-    texts = []
-    for size, get in ((nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX),
-                      (nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog)):  # fmt: skip
-        buffer = bytes(size(program)[1])
-        get(program, buffer)
-        texts.append(buffer.rstrip(b"\0").decode())
-    nvrtc.nvrtcDestroyProgram(program)
-    return texts[0], texts[1]
+def resources(text: str, name: str, folder: Path, capability: int) -> dict[str, Resources]:
+    """What every kernel of a source takes on such a GPU, by name. Compiles, and raises as `compile` does."""
+    _, log = _compile(*_prepare(text, name, folder, capability, cache.headers(text, [folder])))
+    found = {}
+    for part in log.split("Compiling entry function '")[1:]:
+        used = re.search(r"Used (\d+) registers", part)
+        shared, spilled = re.search(r"(\d+) bytes smem", part), re.search(r"(\d+) bytes spill stores", part)
+        numbers = [int(match[1]) if match else 0 for match in (used, shared, spilled)]
+        found[part.partition("'")[0]] = Resources(*numbers)
+    return found
 
 
-def _prepared(text: str, name: str, folder: Path, capability: int) -> tuple[str, Path | None, tuple]:
-    """-> what the compiler gets, CUDA's headers if it needs them, and all that its result depends on, the
-    architecture last."""
-    own = cache.headers(text, [folder])
+def _prepare(
+    text: str, name: str, folder: Path, capability: int, own: dict[str, str]
+) -> tuple[str, dict[str, object]]:
+    """-> what the compiler gets to read, and its options."""
     everything = text + "".join(own.values())
     wanted = [f"#include <{header}>\n" for word, header in HEADERS.items() if word in everything]
-    source = f'{"".join(wanted)}{PRELUDE}#line 1 "{name}"\n{text}'
-    architecture = f"sm_{capability}{'a' if capability >= 90 else ''}"
-    include = cuda_headers() if wanted or "#include <" in everything else None
-    parts = (source, name, repr(sorted(own.items())), str(include), *map(str, version()), architecture)
-    return source, include, parts
+    folders = [folder, cuda_headers()] if wanted or "#include <" in everything else [folder]
+    options = {
+        "name": name,
+        "arch": f"sm_{capability}{'a' if capability >= 90 else ''}",
+        "std": "c++17",
+        "lineinfo": True,  # for profilers and compute-sanitizer; the code is the same
+        "ptxas_options": ["-v"],  # say what each kernel takes
+        "include_path": [str(path) for path in folders],
+    }
+    return f'{"".join(wanted)}{PRELUDE}#line 1 "{name}"\n{text}', options
 
 
-def _compile(source: str, name: str, folders: list[Path | None], architecture: str) -> bytes:
+def _compile(source: str, options: dict[str, object]) -> tuple[bytes, str]:
+    """-> the cubin, and what the compiler said."""
     Program, ProgramOptions, _ = _nvrtc()
-    options = ProgramOptions(
-        arch=architecture,
-        std="c++17",
-        lineinfo=True,  # for profilers and compute-sanitizer; the code is the same
-        name=name,
-        include_path=[str(folder) for folder in folders if folder],
-    )
+    log = io.StringIO()
     try:
-        return bytes(Program(source, "c++", options).compile("cubin").code)
+        code = Program(source, "c++", ProgramOptions(**options)).compile("cubin", logs=log).code
+        return bytes(code), log.getvalue()
     except Exception as error:  # of another class in every version of cuda.core
         if "NVRTC_ERROR" not in str(error):
             raise
         log = str(error).partition("compilation log:")[2] or str(error)
         problem = "\n\n".join(_messages(log)).rstrip()
-    raise CompileError(f"{name} does not compile for {architecture}.\n\n{problem}")
+    raise CompileError(f"{options['name']} does not compile for {options['arch']}.\n\n{problem}")
 
 
 def _messages(log: str) -> list[str]:
@@ -95,7 +104,7 @@ def _messages(log: str) -> list[str]:
     What the assembler says has no line of the source; it is shown as it is.
     """
     head = re.compile(r"(.+)\((\d+)\): (?:catastrophic )?error(?: #\S+)?: (.*)")
-    lines, found = log.splitlines(), []
+    lines, found = [line for line in log.splitlines() if not re.match("ptxas (info|  )", line)], []
     for i, text in enumerate(lines):
         if match := head.match(text):
             rest = lines[i + 1 : i + 20]
@@ -103,7 +112,7 @@ def _messages(log: str) -> list[str]:
             shown = [] if end is None else rest[: end + 1]
             found.append("\n".join([f"{Path(match[1]).name}, line {match[2]}: {match[3]}", *shown]))
     if not found:
-        return [log.strip()]
+        return ["\n".join(lines).strip()]
     more = len(found) - 3
     return found[:3] + [f"and {more} more error{'s' * (more > 1)}"] * (more > 0)
 
@@ -120,14 +129,20 @@ def _nvrtc():
 
         nvrtc.nvrtcVersion()  # looks for the library
     except (ImportError, RuntimeError) as missing:
-        remedy = "pip install cuda-core nvidia-cuda-nvrtc nvidia-cuda-runtime"
-        if sys.platform == "darwin":
-            remedy = "there is none for macOS; kernels run with emulate=True"
         first = str(missing).strip().splitlines()[:1]
         raise RuntimeError(
-            f"CUDA C++ is compiled by NVIDIA's NVRTC, which is not installed: {remedy}. ({' '.join(first)})"
+            f"CUDA C++ is compiled by NVIDIA's NVRTC, which is missing here: {remedy()}. ({' '.join(first)})"
         ) from missing
     return Program, ProgramOptions, nvrtc
+
+
+def remedy() -> str:
+    """What to do where there is no NVRTC."""
+    if sys.platform == "darwin":
+        return "it has no package for macOS; emulate=True runs kernels on the CPU"
+    cuda_12 = "-cu12" if (torch.version.cuda or "").startswith("12.") else ""
+    core = f"'cuda-core[cu{cuda_12[3:] or 13}]>=1.2'"
+    return f"pip install {core} nvidia-cuda-nvrtc{cuda_12} nvidia-cuda-runtime{cuda_12}"
 
 
 def version() -> tuple[int, int]:

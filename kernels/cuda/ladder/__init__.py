@@ -53,14 +53,14 @@ RUNGS = (
     Rung("registers_1d", "a thread computes 8 elements of a column", (64, 64), (512,)),
     Rung("registers_2d", "a thread computes 8 x 8 elements", (128, 128), (256,)),
     Rung("vectors", "16 bytes a load", (128, 128), (256,)),
-    Rung("pipeline", "copies run ahead; 8 x 16 elements a thread", (128, 128), (128,), 55296),
+    Rung("pipeline", "copies run ahead of the arithmetic; tiles of warps", (128, 256), (256,)),
     Rung(
         "tensor_cores", "mma.sync: a warp multiplies 16 x 8 x 16 in one instruction",
         (128, 128), (128,), 65536, HALVES,
     ),
     Rung(
         "hopper", "wgmma and TMA: four warps multiply 64 x 256 x 16, the copy engine feeds them",
-        (128, 256), (384,), 229504, (torch.bfloat16,), (90, 90), False,
+        (128, 256), (384,), 229440, (torch.bfloat16,), (90, 90), False,
     ),
 )  # fmt: skip
 _BY_NAME = {rung.name: rung for rung in RUNGS}

@@ -1,154 +1,110 @@
-// experiment: macros STAGES CLUSTER EPI GROUP FLIP DEPTH BNK
-#define STAGES 4
-#define CLUSTER 2
-#define EPI 2
-#define GROUP 8
-#define FLIP 0
-#define DEPTH 1
+// Rung 9, Hopper: wgmma and TMA. A warpgroup, 4 warps, multiplies 64 x 16 by 16 x 256 in one instruction that
+// reads both operands from shared memory and runs on while the warps go on; the copy engine (TMA) moves whole
+// tiles when one thread asks. Each wrapper of a PTX instruction is explained in hopper.cuh.
+//
+// Warps specialise. One producer thread asks for tiles, two consumer warpgroups multiply, each 64 rows of a
+// block's 128 x 256; between them are STAGES buffers with two barriers each: `full`, the bytes have arrived,
+// and `empty`, all have read them. Nobody else waits. The producer gives its registers to the consumers' 128
+// sums a thread.
+// Blocks are persistent, one an SM: while consumers write out a tile, the next one's operands arrive.
+// Two blocks, a cluster, compute tiles one above the other. They need the same tile of B: each fetches half
+// of it, and the copy engine writes it into both.
+// Intensity: a cluster's tile of 256 x 256 is 128 FLOP/byte against global memory. From shared memory wgmma
+// reads 64 x 16 and 16 x 256 values for 64 x 256 x 16 products, 51 FLOP/byte, and no register holds an
+// operand.
 #include "hopper.cuh"
-#define BM 128
-#define BN 256
-#define BK 64
-constexpr int A_TILE = BM * BK, B_TILE = BN * BK;
-#if EPI == 0
-constexpr int C_PART = 0;
-#elif EPI == 1
-constexpr int C_PART = 64 * 256;
-#else
-constexpr int C_PART = 64 * 128;
-#endif
-struct Shared {
-    __nv_bfloat16 a[STAGES][A_TILE];
-    __nv_bfloat16 b[STAGES][B_TILE];
-    __nv_bfloat16 c[2][C_PART];
+
+constexpr int BM = 128, BN = 256, BK = 64, STAGES = 4; // BK: 128 bytes, as wide as the swizzle
+constexpr int BLOCKS = 2;                              // of a cluster
+constexpr int GROUP = 8;                               // rows of clusters' tiles that are computed together
+
+struct Shared { // 224 KiB and 64 bytes
+    __nv_bfloat16 a[STAGES][BM][BK], b[STAGES][BN / 64][BK][64];
+    __nv_bfloat16 c[2][2][64][64]; // of each consumer: half of its tile on its way out
     uint64_t full[STAGES], empty[STAGES];
 };
-__device__ __forceinline__ void corner(int tile, int rows, int columns, int &m, int &n) {
-    int per_group = GROUP * columns, first = tile / per_group * GROUP;
-    int height = min(GROUP, rows - first), i = tile % per_group;
-    m = (first + i % height) * BM * CLUSTER;
-    n = i / height * BN;
+
+// The corner (row, column) of a cluster's tile. Tiles that are computed at the same time are neighbours in
+// both directions, so that most of what they read is in the L2 cache.
+__device__ int2 corner(int tile, int rows, int columns) {
+    int first = tile / (GROUP * columns) * GROUP, i = tile % (GROUP * columns);
+    int height = min(GROUP, rows - first);
+    return make_int2((first + i % height) * BM * BLOCKS, i / height * BN);
 }
-extern "C" __global__ void
-#if CLUSTER > 1
-__cluster_dims__(CLUSTER, 1, 1)
-#endif
-__launch_bounds__(384, 1) matmul(const __grid_constant__ CUtensorMap A, const __grid_constant__ CUtensorMap B,
-                                 const __grid_constant__ CUtensorMap C, int M, int N, int K) {
-    extern __shared__ __align__(1024) unsigned char raw[];
-    Shared &s = *reinterpret_cast<Shared *>(raw);
-    int rank = CLUSTER > 1 ? cluster_rank() : 0;
-    int rows = (M + BM * CLUSTER - 1) / (BM * CLUSTER), columns = (N + BN - 1) / BN, steps = (K + BK - 1) / BK;
-    int clusters = gridDim.x / CLUSTER, cluster = blockIdx.x / CLUSTER;
+
+extern "C" __global__ void __cluster_dims__(BLOCKS) __launch_bounds__(384, 1)
+matmul(const __grid_constant__ CUtensorMap A, const __grid_constant__ CUtensorMap B,
+       const __grid_constant__ CUtensorMap C, int M, int N, int K) {
+    extern __shared__ __align__(1024) unsigned char memory[]; // the swizzle repeats every 1024 bytes
+    Shared &s = *reinterpret_cast<Shared *>(memory);
+    int rank = cluster_rank(), clusters = gridDim.x / BLOCKS, cluster = blockIdx.x / BLOCKS;
+    int rows = (M + BM * BLOCKS - 1) / (BM * BLOCKS), columns = (N + BN - 1) / BN, steps = (K + BK - 1) / BK;
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
-            barrier_init(&s.full[i], 1);
-            barrier_init(&s.empty[i], 2 * CLUSTER);
+            barrier_init(&s.full[i], 1);           // the producer, and the bytes it expects
+            barrier_init(&s.empty[i], 2 * BLOCKS); // all consumers of the cluster: B goes to both blocks
         }
         barrier_init_done();
     }
-    if (CLUSTER > 1) cluster_sync(); else __syncthreads();
-    int group = threadIdx.x / 128;
-    if (group == 0) {
+    cluster_sync();
+    int group = __shfl_sync(0xffffffff, threadIdx.x / 128, 0); // now the compiler knows: a whole warp's
+    if (group == 0) { // ---- The producer
         registers_give<40>();
-        if (threadIdx.x == 0) {
-            int stage = 0, phase = 1, flip = 0;
-            for (int tile = cluster; tile < rows * columns; tile += clusters) {
-                int m, n;
-                corner(tile, rows, columns, m, n);
-                m += rank * BM;
-                for (int kk = 0; kk < steps; kk++) {
-                    int k = (FLIP && flip) ? steps - 1 - kk : kk;
-                    barrier_wait(&s.empty[stage], phase);
-                    barrier_expect(&s.full[stage], (A_TILE + B_TILE) * 2);
-                    tma_load(s.a[stage], &A, &s.full[stage], k * BK, m);
-                    int part = BN / CLUSTER;
-#ifdef BNK
-                    __nv_bfloat16 *to = s.b[stage] + rank * part * BK;
-                    if (CLUSTER > 1) tma_load_multicast(to, &B, &s.full[stage], k * BK, n + rank * part, (1 << CLUSTER) - 1);
-                    else tma_load(to, &B, &s.full[stage], k * BK, n);
-#else
-                    for (int j = rank * part; j < (rank + 1) * part; j += 64) {
-                        __nv_bfloat16 *to = s.b[stage] + j * BK;
-                        if (CLUSTER > 1) tma_load_multicast(to, &B, &s.full[stage], n + j, k * BK, (1 << CLUSTER) - 1);
-                        else tma_load(to, &B, &s.full[stage], n + j, k * BK);
-                    }
-#endif
+        if (threadIdx.x == 0)
+            for (int tile = cluster, stage = 0, phase = 1; tile < rows * columns; tile += clusters) {
+                int2 at = corner(tile, rows, columns);
+                for (int k = 0; k < K; k += BK) {
+                    barrier_wait(&s.empty[stage], phase); // phase 1 has "ended" before the first one begins
+                    barrier_expect(&s.full[stage], sizeof(s.a[0]) + sizeof(s.b[0]));
+                    tma_load(s.a[stage], &A, &s.full[stage], k, at.x + rank * BM);
+                    for (int j = rank * 2; j < rank * 2 + 2; j++) // half of B's tile, for both blocks
+                        tma_load_multicast(s.b[stage][j], &B, &s.full[stage], at.y + j * 64, k, 0b11);
                     if (++stage == STAGES) stage = 0, phase ^= 1;
                 }
-                flip ^= 1;
             }
-        }
-    } else {
+    } else { // ---- A consumer
         registers_take<232>();
-        int half = group - 1, t = threadIdx.x % 128, lane = t % 32, warp = t / 32;
-        int stage = 0, phase = 0;
-        float d[128];
-        for (int tile = cluster; tile < rows * columns; tile += clusters) {
-            int m, n;
-            corner(tile, rows, columns, m, n);
-            m += rank * BM + half * 64;
-            int last = 0;
-            for (int k = 0; k < steps; k++) {
+        int half = group - 1, t = threadIdx.x % 128, lane = t % 32, row = t / 32 * 16 + lane % 16;
+        float sums[128];
+        for (int tile = cluster, stage = 0, phase = 0; tile < rows * columns; tile += clusters) {
+            int2 at = corner(tile, rows, columns);
+            int before = 0;
+            for (int step = 0; step < steps; step++) {
                 barrier_wait(&s.full[stage], phase);
+                // 8 rows of A, 8 ks of B are 1024 bytes; B's next 64 columns are the next box.
+                uint64_t a = descriptor(s.a[stage][half * 64], 0, 1024);
+                uint64_t b = descriptor(s.b[stage], sizeof(s.b[0][0]), 1024);
                 wgmma_fence();
-                uint64_t a = descriptor(s.a[stage] + half * 64 * BK, 16, 1024);
-#ifdef BNK
-                uint64_t b = descriptor(s.b[stage], 16, 1024);
-                constexpr int B_STEP = 2;
-#else
-                uint64_t b = descriptor(s.b[stage], 64 * BK * 2, 1024);
-                constexpr int B_STEP = 128;
-#endif
 #pragma unroll
-                for (int i = 0; i < 4; i++) wgmma(d, a + 2 * i, b + B_STEP * i, k > 0 || i > 0);
+                for (int k = 0; k < BK / 16; k++) // a step of 16 ks: in A 32 bytes, in B 16 rows; over 16
+                    wgmma(sums, a + k * 2, b + k * 128, step > 0 || k > 0);
                 wgmma_commit();
-#if DEPTH == 1
-                wgmma_wait<1>();
-                if (k > 0 && t < CLUSTER) barrier_arrive(&s.empty[last], t);
-                last = stage;
-#else
-                wgmma_wait<0>();
-                if (t < CLUSTER) barrier_arrive(&s.empty[stage], t);
-#endif
+                wgmma_wait<1>(); // these may run on, those of the step before have read their tiles
+                if (step > 0 && t < BLOCKS) barrier_arrive(&s.empty[before], t);
+                before = stage;
                 if (++stage == STAGES) stage = 0, phase ^= 1;
             }
-#if DEPTH == 1
             wgmma_wait<0>();
-            if (t < CLUSTER) barrier_arrive(&s.empty[last], t);
-#endif
-#if EPI == 0
+            if (t < BLOCKS) barrier_arrive(&s.empty[before], t);
 #pragma unroll
-            for (int j = 0; j < 32; j++)
+            for (int part = 0; part < 2; part++) { // of the 256 columns, through the same 16 KiB
+                if (t == 0) tma_store_wait();   // the part before is read
+                warpgroup_sync(group);
 #pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    int row = m + warp * 16 + h * 8 + lane / 4, column = n + j * 8 + lane % 4 * 2;
-                    if (row < M && column < N)
-                        *reinterpret_cast<uint32_t *>(out + (int64_t)row * N + column) = pack(d[j * 4 + h * 2], d[j * 4 + h * 2 + 1]);
-                }
-#else
-            constexpr int BLOCKS = EPI == 1 ? 4 : 2;
-            int row = warp * 16 + lane % 16;
-#pragma unroll
-            for (int part = 0; part < 4 / BLOCKS; part++) {
-                if (t == 0) tma_store_wait<0>();
-                warpgroup_sync(1 + half);
-#pragma unroll
-                for (int j = 0; j < BLOCKS * 8; j += 2) {
-                    int chunk = (j % 8 + lane / 16) ^ (row % 8);
-                    float *v = d + (part * BLOCKS * 8 + j) * 4;
-                    stmatrix(s.c[half] + j / 8 * 64 * 64 + row * 64 + chunk * 8, pack(v[0], v[1]), pack(v[2], v[3]), pack(v[4], v[5]), pack(v[6], v[7]));
+                for (int j = 0; j < 16; j += 2) { // 16 columns, two chunks; swizzled, as TMA expects them
+                    float *v = sums + (part * 16 + j) * 4;
+                    stmatrix(&s.c[half][j / 8][row][((j % 8 + lane / 16) ^ row % 8) * 8], pack(v[0], v[1]),
+                             pack(v[2], v[3]), pack(v[4], v[5]), pack(v[6], v[7]));
                 }
                 fence_for_tma();
-                warpgroup_sync(1 + half);
+                warpgroup_sync(group);
                 if (t == 0)
-                    for (int j = 0; j < BLOCKS; j++) tma_store(&C, s.c[half] + j * 64 * 64, n + (part * BLOCKS + j) * 64, m);
+                    for (int j = 0; j < 2; j++)
+                        tma_store(&C, s.c[half][j], at.y + part * 128 + j * 64, at.x + rank * BM + half * 64);
             }
-#endif
         }
-#if EPI > 0
-        if (t == 0) tma_store_wait<0>();
-#endif
+        if (t == 0) tma_store_wait();
     }
-    if (CLUSTER > 1) { __syncwarp(); cluster_sync(); }
+    __syncwarp();
+    cluster_sync(); // the other block may still write into this one's memory, or arrive at its barriers
 }

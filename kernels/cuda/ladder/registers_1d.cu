@@ -1,8 +1,8 @@
-// Rung 4, 1-D register tiles: a thread computes 8 elements of one column. It reads an element of B once into a
-// register and uses it 8 times, so 8 multiply-adds cost 9 reads of shared memory instead of 16.
+// Rung 4, 1-D register tiles: a thread computes 8 elements of one column. It reads an element of B once into
+// a register and uses it 8 times, so 8 multiply-adds cost 9 reads of shared memory instead of 16.
 //
-// Intensity against shared memory: 16 FLOPs for 9 floats, 0.44 FLOP/byte. Against global memory: a tile of
-// 64 x 64, 16 FLOP/byte. A tile is only 8 deep in K: that fits one element of A and of B to each thread.
+// Intensity against shared memory: 16 FLOPs for 9 floats, 0.44 FLOP/byte. Against global memory: a tile of 64
+// x 64, 16 FLOP/byte. A tile is only 8 deep in K: that fits one element of A and of B to each thread.
 constexpr int BM = 64, BN = 64, BK = 8; // the block's tile of C and how deep it goes into K at a time
 constexpr int TM = 8;                   // rows of C that a thread computes
 constexpr int THREADS = BM * BN / TM;   // 512

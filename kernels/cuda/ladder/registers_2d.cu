@@ -1,9 +1,9 @@
-// Rung 5, 2-D register tiles: a thread computes 8 x 8 elements. For each k it reads 8 elements of A and 8 of B
-// into registers: 64 multiply-adds for 16 reads of shared memory.
+// Rung 5, 2-D register tiles: a thread computes 8 x 8 elements. For each k it reads 8 elements of A and 8 of
+// B into registers: 64 multiply-adds for 16 reads of shared memory.
 //
-// Intensity against shared memory: 128 FLOPs for 16 floats, 2 FLOP/byte. Against global memory: a tile of
-// 128 x 128, 32 FLOP/byte. A tile's side is what counts at both levels: work grows with its area, reads with
-// its circumference.
+// Intensity against shared memory: 128 FLOPs for 16 floats, 2 FLOP/byte. Against global memory: a tile of 128
+// x 128, 32 FLOP/byte. A tile's side is what counts at both levels: work grows with its area, reads with its
+// circumference.
 constexpr int BM = 128, BN = 128, BK = 8;
 constexpr int TM = 8, TN = 8;
 constexpr int THREADS = BM * BN / (TM * TN); // 256

@@ -12,7 +12,7 @@ matmul(const float *A, const float *B, float *C, int M, int N, int K) {
     int row = blockIdx.y * TILE + y, column = blockIdx.x * TILE + x;
     float sum = 0;
     for (int k0 = 0; k0 < K; k0 += TILE) {
-        // Zeros stand for what lies outside: they add nothing. No thread leaves early, all meet at the barriers.
+        // Zeros stand for what lies outside: they add nothing. No thread leaves early: all meet at barriers.
         As[y][x] = row < M && k0 + x < K ? A[size_t(row) * K + k0 + x] : 0;
         Bs[y][x] = k0 + y < K && column < N ? B[size_t(k0 + y) * N + column] : 0;
         __syncthreads(); // the tiles are complete

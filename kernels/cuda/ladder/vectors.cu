@@ -1,9 +1,10 @@
-// Rung 6, vectorised loads: 16 bytes an instruction (float4) instead of 4, from global and from shared memory.
+// Rung 6, vectorised loads: 16 bytes an instruction (float4) instead of 4, from global and from shared
+// memory.
 //
 // A thread's 8 elements of a row of B are two float4. Its 8 elements of A lie in a column, so A's tile is
-// stored transposed: As[k][m]. A quarter as many load instructions; the intensities are rung 5's.
-// A thread's columns are 4 + 4, half a tile apart: the 16 bytes that 8 neighbouring threads read are then
-// 128 contiguous bytes, one from each of the 32 banks. Rows stay together: few threads of a warp differ there.
+// stored transposed: As[k][m]. A quarter as many load instructions; the intensities are rung 5's. A thread's
+// columns are 4 + 4, half a tile apart: the 16 bytes that 8 neighbouring threads read are then 128 contiguous
+// bytes, one from each of the 32 banks. Rows stay together: few threads of a warp differ there.
 constexpr int BM = 128, BN = 128, BK = 8;
 constexpr int TM = 8, TN = 8;
 constexpr int THREADS = BM * BN / (TM * TN); // 256: each fetches one float4 of A and one of B

@@ -1,0 +1,134 @@
+// Cross-entropy: of logits l of a token and its target t,
+//
+//     lse = log of the sum of exp(l)        loss = lse - l_t        dl = exp(l - lse) - (1 at t, 0 elsewhere)
+//
+// and of many tokens the mean, over those whose target is not `ignore_index`.
+#include "rows.cuh"
+#include "sums.cuh"
+
+constexpr int BLOCK = ROW_THREADS * BLOCK_ROWS;
+
+// log of the sum of exp over a row, read once: every thread keeps the largest number that it has met, and its sum of
+// exponentials relative to that (Milakov and Gimelshein, 2018). `part` then holds the row, or its last chunk.
+__device__ float log_sum_exp(Part &part, const scalar *row, int C) {
+    float largest = -INFINITY, sum = 0.0f;
+    for (int start = 0; start < C; start += CHUNK) {
+        part.load(row, start, C);
+        float new_largest = largest;
+        each(start, C, [&](int p, int i, int) { new_largest = fmaxf(new_largest, part(p, i)); });
+        if (new_largest == -INFINITY) continue;  // nothing but zeros to add, and -inf - -inf is nan
+        sum *= expf(largest - new_largest);
+        each(start, C, [&](int p, int i, int) { sum += expf(part(p, i) - new_largest); });
+        largest = new_largest;
+    }
+    const float of_row = max_over_row(largest);
+    return of_row + logf(sum_over_row(largest == -INFINITY ? 0.0f : sum * expf(largest - of_row)));
+}
+
+// 0 for a token that does not count; nan for a target that is no class.
+__device__ float loss_of(const scalar *row, float lse, int64_t target, int V, int64_t ignore_index) {
+    if (target == ignore_index) return 0.0f;
+    return target >= 0 && target < V ? lse - float(row[target]) : nanf("");
+}
+
+// dlogits = (softmax(logits) - one_hot(target)) scale. In place, if dlogits is logits.
+__device__ void write_dlogits(Part &part, const scalar *row, scalar *drow, float lse, int64_t target, float scale,
+                              int V) {
+    for (int start = 0; start < V; start += CHUNK) {
+        if (V > CHUNK) part.load(row, start, V);  // a row that is too wide to be held is read again
+        each(start, V, [&](int p, int i, int column) {
+            part(p, i) = (expf(part(p, i) - lse) - (column == target ? 1.0f : 0.0f)) * scale;
+        });
+        part.store(drow, start, V);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK)
+    cross_entropy_forward(const scalar *logits, const int64_t *targets, float *lse, float *losses, int64_t stride,
+                          int rows, int V, int64_t ignore_index) {
+    const int64_t row = first_row();
+    if (row >= rows) return;
+    logits += row * stride;
+    Part part;
+    const float its_lse = log_sum_exp(part, logits, V);
+    if (threadIdx.x % ROW_THREADS > 0) return;
+    lse[row] = its_lse;
+    losses[row] = loss_of(logits, its_lse, targets[row], V, ignore_index);
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK)
+    cross_entropy_backward(const float *dy, const scalar *logits, const int64_t *targets, const float *lse,
+                           const float *count, scalar *dlogits, int64_t stride, int rows, int V,
+                           int64_t ignore_index) {
+    const int64_t row = first_row();
+    if (row >= rows) return;
+    logits += row * stride;
+    Part part;
+    if (V <= CHUNK) part.load(logits, 0, V);
+    const float scale = targets[row] == ignore_index ? 0.0f : *dy / *count;
+    write_dlogits(part, logits, dlogits + row * V, lse[row], targets[row], scale, V);
+}
+
+// Both at once, for logits that nobody else needs: they become their gradient, which is still to be divided by the
+// number of tokens.
+extern "C" __global__ void __launch_bounds__(BLOCK) cross_entropy_in_place(
+    scalar *logits, const int64_t *targets, float *losses, int64_t stride, int rows, int V, int64_t ignore_index) {
+    const int64_t row = first_row();
+    if (row >= rows) return;
+    logits += row * stride;
+    const int64_t target = targets[row];
+    Part part;
+    const float lse = log_sum_exp(part, logits, V);
+    const float loss = loss_of(logits, lse, target, V, ignore_index);
+    if (ROW_WARPS == 1) __syncwarp();  // everybody has read the target's logit, and now it is overwritten
+    if (ROW_WARPS > 1) __syncthreads();
+    if (threadIdx.x % ROW_THREADS == 0) losses[row] = loss;
+    write_dlogits(part, logits, logits, lse, target, target == ignore_index ? 0.0f : 1.0f, V);
+}
+
+// The mean of the losses that count, and how many these are. One block, for the order of the sum to be the same always.
+extern "C" __global__ void __launch_bounds__(1024) mean_loss(const float *losses, const int64_t *targets, float *loss,
+                                                             float *count, int rows, int64_t ignore_index) {
+    float sum = 0.0f, counted = 0.0f;
+    for (int row = threadIdx.x; row < rows; row += 1024) {
+        sum += losses[row];
+        counted += targets[row] != ignore_index;
+    }
+    sum = sum_over_block<1024>(sum);
+    counted = sum_over_block<1024>(counted);
+    if (threadIdx.x > 0) return;
+    *loss = sum / counted;
+    *count = counted;
+}
+
+// What `cross_entropy_in_place` and the products after it left to be done: y = x dy / count. One thread VECTOR numbers.
+template <class From>
+__device__ void scale(const From *x, scalar *y, const float *dy, const float *count, int64_t n) {
+    const int64_t i = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * VECTOR;
+    if (i >= n) return;
+    const float factor = *dy / *count;
+    const Neighbours<From> from = read_some(x, i, n);
+    Neighbours<scalar> to;
+#pragma unroll
+    for (int j = 0; j < VECTOR; j++) to.x[j] = scalar(float(from.x[j]) * factor);
+    write_some(y, i, n, to);
+}
+
+extern "C" __global__ void scale_scalars(const scalar *x, scalar *y, const float *dy, const float *count, int64_t n) {
+    scale(x, y, dy, count, n);
+}
+extern "C" __global__ void scale_floats(const float *x, scalar *y, const float *dy, const float *count, int64_t n) {
+    scale(x, y, dy, count, n);
+}
+
+// total = total + part, or part alone if it is the first.
+extern "C" __global__ void accumulate(const scalar *part, float *total, int64_t n, bool first) {
+    const int64_t i = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * VECTOR;
+    if (i >= n) return;
+    const Neighbours<scalar> more = read_some(part, i, n);
+    Neighbours<float> sum = {};
+    if (!first) sum = read_some(total, i, n);
+#pragma unroll
+    for (int j = 0; j < VECTOR; j++) sum.x[j] += float(more.x[j]);
+    write_some(total, i, n, sum);
+}

@@ -1,0 +1,112 @@
+// How threads share a row of an array (rows, C): what softmax, the norms and the losses have in common.
+//
+// A row is read from memory once, into the registers of the ROW_THREADS threads that work on it: a warp for a narrow
+// row, a whole block for a wide one. Memory is fast for those who ask for neighbouring bytes together. So a thread
+// moves VECTOR neighbours at once (16 bytes of them), and the threads beside it move those beside these:
+//
+//     column   0 ... VECTOR-1 | VECTOR ...  |  ...  | STEP ...       STEP = ROW_THREADS * VECTOR
+//     thread         0        |      1      |  ...  |    0
+//
+// After PIECES such steps the threads hold CHUNK numbers. The host makes that the whole row, but for the widest ones.
+// Where rows do not begin at multiples of 16 bytes it takes VECTOR 1, else a VECTOR that divides C.
+#pragma once
+#include "neighbours.cuh"
+
+#ifndef ROW_THREADS
+#define ROW_THREADS 32  // or more, for wider rows: then they are the whole block
+#define BLOCK_ROWS 4    // rows that a block works on at a time
+#define PIECES 1
+#endif
+
+constexpr int STEP = ROW_THREADS * VECTOR, CHUNK = PIECES * STEP, ROW_WARPS = ROW_THREADS / 32;
+static_assert(ROW_THREADS == 32 || BLOCK_ROWS == 1, "a row has one warp or the whole block");
+static_assert((ROW_WARPS & (ROW_WARPS - 1)) == 0, "warps are added up in pairs");
+
+// The row that these threads begin with, and how many rows all threads work on at a time.
+__device__ inline int64_t first_row() { return int64_t(blockIdx.x) * BLOCK_ROWS + threadIdx.x / ROW_THREADS; }
+__device__ inline int64_t row_step() { return int64_t(gridDim.x) * BLOCK_ROWS; }
+
+// The first column of a piece of this thread, counted from the chunk's beginning.
+__device__ inline int column_of(int piece) { return piece * STEP + threadIdx.x % ROW_THREADS * VECTOR; }
+
+// use(p, i, column) for each number of this thread: number i of piece p of the chunk that begins at `start`.
+template <class Use>
+__device__ void each(int start, int C, Use use) {
+#pragma unroll
+    for (int p = 0; p < PIECES; p++)
+        if (start + column_of(p) < C) {  // VECTOR divides C: the row has all of a piece, or nothing
+#pragma unroll
+            for (int i = 0; i < VECTOR; i++) use(p, i, start + column_of(p) + i);
+        }
+}
+
+// This thread's numbers of a chunk, as they are in memory. Whoever asks for them early, and uses them late, has
+// something else to do while they are on their way.
+template <class T>
+struct Fetched {
+    Neighbours<T> pieces[PIECES];
+
+    __device__ void fetch(const T *row, int start, int C) {
+#pragma unroll
+        for (int p = 0; p < PIECES; p++)
+            if (start + column_of(p) < C) pieces[p] = read(row + start + column_of(p));
+    }
+};
+
+// The same as float, to compute with: every sum is a sum of floats, whatever the numbers are in memory.
+struct Part {
+    float x[PIECES][VECTOR];
+
+    __device__ float &operator()(int p, int i) { return x[p][i]; }
+
+    template <class T>
+    __device__ void take(const Fetched<T> &fetched, int start, int C) {
+        each(start, C, [&](int p, int i, int) { x[p][i] = float(fetched.pieces[p].x[i]); });
+    }
+
+    template <class T>
+    __device__ void load(const T *row, int start, int C) {
+        Fetched<T> fetched;
+        fetched.fetch(row, start, C);
+        take(fetched, start, C);
+    }
+
+    template <class T>
+    __device__ void store(T *row, int start, int C) const {
+#pragma unroll
+        for (int p = 0; p < PIECES; p++)
+            if (start + column_of(p) < C) {
+                Neighbours<T> piece;
+#pragma unroll
+                for (int i = 0; i < VECTOR; i++) piece.x[i] = T(x[p][i]);
+                write(row + start + column_of(p), piece);
+            }
+    }
+};
+
+// One number of every thread of a row becomes one for all of them: their sum, their maximum. In each step lanes
+// exchange in pairs, half as far apart as in the last; after five every lane has the same. Warps then exchange
+// through shared memory. The order is always the same, and so are the bits of the result.
+template <class Join>
+__device__ float over_row(float value, Join join) {
+#pragma unroll
+    for (int apart = 16; apart > 0; apart /= 2) value = join(value, __shfl_xor_sync(~0u, value, apart));
+    if (ROW_WARPS > 1) {
+        __shared__ float of_warp[ROW_WARPS];
+        __syncthreads();  // the last time's numbers have been read
+        if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
+        __syncthreads();
+        value = of_warp[threadIdx.x % ROW_WARPS];
+#pragma unroll
+        for (int apart = ROW_WARPS / 2; apart > 0; apart /= 2)
+            value = join(value, __shfl_xor_sync(~0u, value, apart));
+    }
+    return value;
+}
+
+__device__ inline float sum_over_row(float value) {
+    return over_row(value, [](float a, float b) { return a + b; });
+}
+__device__ inline float max_over_row(float value) {
+    return over_row(value, [](float a, float b) { return fmaxf(a, b); });
+}

@@ -1,0 +1,61 @@
+// Softmax over the last dimension of (rows, C):   y = exp(x - max x) / sum of exp(x - max x)
+//
+// Without the maximum exp(x) overflows from 89 on; with it no exponent is above 0, and y is the same.
+#include "rows.cuh"
+
+extern "C" __global__ void __launch_bounds__(ROW_THREADS * BLOCK_ROWS)
+    softmax_forward(const scalar *x, scalar *y, int64_t x_stride, int rows, int C) {
+    const int64_t row = first_row();
+    if (row >= rows) return;
+    x += row * x_stride, y += row * C;
+    Part part;
+
+    float largest = -INFINITY;
+    for (int start = 0; start < C; start += CHUNK) {
+        part.load(x, start, C);
+        each(start, C, [&](int p, int i, int) { largest = fmaxf(largest, part(p, i)); });
+    }
+    largest = max_over_row(largest);
+
+    float sum = 0.0f;
+    for (int start = 0; start < C; start += CHUNK) {
+        if (C > CHUNK) part.load(x, start, C);  // a row that is too wide to be held is read again
+        each(start, C, [&](int p, int i, int) { sum += part(p, i) = expf(part(p, i) - largest); });
+    }
+    const float scale = 1.0f / sum_over_row(sum);
+
+    for (int start = 0; start < C; start += CHUNK) {
+        if (C > CHUNK) {
+            part.load(x, start, C);
+            each(start, C, [&](int p, int i, int) { part(p, i) = expf(part(p, i) - largest); });
+        }
+        each(start, C, [&](int p, int i, int) { part(p, i) *= scale; });
+        part.store(y, start, C);
+    }
+}
+
+// dx = y (dy - sum of dy y): every x moves every y of its row, for they add up to 1.
+extern "C" __global__ void __launch_bounds__(ROW_THREADS * BLOCK_ROWS) softmax_backward(
+    const scalar *dy, const scalar *y, scalar *dx, int64_t dy_stride, int64_t y_stride, int rows, int C) {
+    const int64_t row = first_row();
+    if (row >= rows) return;
+    dy += row * dy_stride, y += row * y_stride, dx += row * C;
+    Part part_dy, part_y;
+
+    float sum = 0.0f;
+    for (int start = 0; start < C; start += CHUNK) {
+        part_dy.load(dy, start, C);
+        part_y.load(y, start, C);
+        each(start, C, [&](int p, int i, int) { sum += part_dy(p, i) * part_y(p, i); });
+    }
+    sum = sum_over_row(sum);
+
+    for (int start = 0; start < C; start += CHUNK) {
+        if (C > CHUNK) {
+            part_dy.load(dy, start, C);
+            part_y.load(y, start, C);
+        }
+        each(start, C, [&](int p, int i, int) { part_dy(p, i) = part_y(p, i) * (part_dy(p, i) - sum); });
+        part_dy.store(dx, start, C);
+    }
+}
