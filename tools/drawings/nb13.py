@@ -174,46 +174,38 @@ def banks() -> Figure:
 def pipeline() -> Figure:
     """Tiles of block, warp and thread; and who works when, without and with copies that run ahead."""
     figure, ax = canvas(10.2, 6.0)
-    squares = ((0.4, "block: 128 x 128", 2, 2), (3.7, "warp: 64 x 64", 8, 4), (7.0, "thread: 8 x 16", 8, 4))
-    for x, title, _, _ in squares:
-        _text(ax, x + 1.05, 5.85, title, 10.5, weight="bold")
-        _area(ax, x, 5.65, 2.1, 2.1, GREEN, "0d")
-    for i in range(2):
-        for j in range(2):
-            mine = (i, j) == (0, 1)
-            _area(
-                ax,
-                0.4 + 1.05 * j,
-                5.65 - 1.05 * i,
-                1.05,
-                1.05,
-                RED if mine else GREEN,
-                "44" if mine else "00",
-                lw=1,
-            )
-            _text(ax, 0.4 + 1.05 * j + 0.52, 5.65 - 1.05 * i - 0.52, f"warp {2 * i + j}", 9)
-    for i in range(64):
-        for j in range(16):  # a cell is a row, and a group of 4 columns
-            row, group = i % 8, j % 4
-            mine = (row, group) == (2, 1)
-            corner = (3.7 + j * 2.1 / 16, 5.65 - (i + 1) * 2.1 / 64)
-            face = RED if mine else f"{GREEN}{'30' if (row + group) % 2 else '14'}"
-            ax.add_patch(Rectangle(corner, 2.1 / 16, 2.1 / 64, facecolor=face, lw=0))
-            if mine:
-                corner = (7.0 + j // 4 * 2.1 / 4 + 0.03, 5.65 - (i // 8 + 1) * 2.1 / 8 + 0.03)
-                size = (2.1 / 4 - 0.06, 2.1 / 8 - 0.06)
-                ax.add_patch(Rectangle(corner, *size, facecolor=f"{RED}99", lw=0))
-    for x in (2.5, 5.8):
-        arrow(ax, (x + 0.1, 4.6), (x + 1.1, 4.6), color=FAINT)
-    _text(
-        ax,
-        9.25,
-        4.6,
-        "8 rows,\n4 groups of\n4 columns:\nred, spread\nover the warp",
-        9,
-        ha="left",
-        color=FAINT,
+    side = 0.95  # of a warp's tile in the block; it is drawn twice as large, and a thread's again
+    panels = (
+        (0.3, 4 * side, "block: 128 x 256"),
+        (5.0, 2 * side, "warp: 64 x 64"),
+        (7.8, 2 * side, "thread: 16 x 8"),
     )
+    for x, width, title in panels:
+        _text(ax, x + width / 2, 5.85, title, 10.5, weight="bold")
+        _area(ax, x, 5.65, width, 2 * side, GREEN, "0d")
+    for i in range(2):
+        for j in range(4):
+            color, alpha = (RED, "44") if (i, j) == (0, 2) else (GREEN, "00")
+            _area(ax, 0.3 + side * j, 5.65 - side * i, side, side, color, alpha, lw=1)
+            _text(ax, 0.3 + side * (j + 0.5), 5.65 - side * (i + 0.5), f"warp {4 * i + j}", 9)
+    group = 2 * side / 16  # of 4 x 4 elements
+    for i in range(16):
+        for j in range(16):
+            mine = (i % 4, j % 8) == (1, 3)
+            face = f"{RED}cc" if mine else f"{GREEN}{'30' if (i // 4 + j // 8) % 2 else '14'}"
+            corner = (5.0 + j * group, 5.65 - (i + 1) * group)
+            ax.add_patch(Rectangle(corner, group, group, facecolor=face, edgecolor="white", lw=0.5))
+            if mine:  # 4 x 2 groups, drawn side by side
+                for row in range(4):
+                    for column in range(4):
+                        x = 7.8 + (j // 8 * 4 + column) * 2 * side / 8
+                        y = 5.65 - (i // 4 * 4 + row + 1) * 2 * side / 16
+                        its = Rectangle((x, y), 2 * side / 8, 2 * side / 16)
+                        its.set(facecolor=f"{RED}99", edgecolor="white", lw=0.5)
+                        ax.add_patch(its)
+    arrow(ax, (4.2, 4.7), (4.9, 4.7), color=FAINT)
+    arrow(ax, (7.0, 4.7), (7.7, 4.7), color=FAINT)
+    _text(ax, 5.95, 3.58, "red: one thread's 4 x 2 groups of 4 x 4", 9, color=FAINT)
 
     def bar(x: float, y: float, width: float, text: str, color: str) -> None:
         _area(ax, x, y, width - 0.03, 0.3, color, "55", lw=1)
@@ -336,6 +328,7 @@ def hopper() -> Figure:
     arrow(ax, (6.0, 4.3), (6.8, 3.7), color=GREEN)
     arrow(ax, (6.95, 5.62), (2.25, 5.4), color=RED, bend=0.12, dashed=True)
     _text(ax, 2.75, 5.72, "empty", 9, color=RED)
+    _text(ax, 8.4, 4.45, "the cluster's other block\nfetches half of each B", 8.5, color=FAINT)
 
     colors = (BLUE, ORANGE, PURPLE, SKY)
 
