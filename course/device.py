@@ -1,7 +1,8 @@
 """What this machine computes with, decided once, so that no notebook ever asks.
 
 `DEVICE` is the GPU if there is one, else the CPU; `DTYPE` is what a full-size training run uses on it.
-Without a GPU, Triton's kernels run in its interpreter: this module, imported before Triton, turns it on.
+Without a GPU, Triton's kernels run in its interpreter and the course's CUDA C++ in the emulator: this module,
+imported before Triton, turns them on.
 Set `COURSE_DEVICE=cpu` to leave a GPU alone.
 """
 
@@ -38,6 +39,7 @@ DEVICE = _choose_device()
 DTYPE = _choose_dtype()
 if DEVICE.type == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it once, when it is imported
+    os.environ.setdefault("COURSE_EMULATE_CUDA", "1")
 
 
 def pick(*, cpu: T, gpu: T) -> T:

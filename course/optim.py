@@ -4,6 +4,7 @@
 starts again goes on as if nothing had happened.
 """
 
+import importlib
 import math
 from collections import defaultdict
 
@@ -35,7 +36,8 @@ class AdamW:
     m ← β₁ m + (1-β₁) g and v ← β₂ v + (1-β₂) g²; then w ← w - lr weight_decay w, for matrices only, and
     w ← w - lr m̂ / (√v̂ + ε), where m̂ and v̂ undo the bias of starting at 0. Every line works on all
     tensors at once (`torch._foreach_…`), because a small model's time is the number of its launches; with
-    `one_kernel` all lines are one launch, of `kernels.triton.adamw`, which takes 16-bit gradients too.
+    `one_kernel`, "triton" or "cuda", all lines are one launch of that engine's, which takes 16-bit gradients
+    too.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class AdamW:
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
         weight_decay: float = 0.1,
-        one_kernel: bool = False,
+        one_kernel: str | None = None,
     ):
         self.names = list(weights)
         self.weights = [w.detach() for w in weights.values()]  # the same memory
@@ -55,10 +57,8 @@ class AdamW:
         self.v = [torch.zeros_like(w) for w in self.weights]
         self.steps = 0
         self.one_kernel = None
-        if one_kernel:
-            from kernels.triton.adamw import adamw_  # not everywhere is there a Triton
-
-            self.one_kernel = adamw_
+        if one_kernel:  # imported here: not everywhere is there a Triton
+            self.one_kernel = importlib.import_module(f"kernels.{one_kernel}.adamw").adamw_
 
     @torch.no_grad()
     def step(self, gradients: dict[str, Tensor]) -> None:
@@ -120,7 +120,7 @@ class Muon:
         weight_decay: float = 0.1,
         adam_weight_decay: float = 0.0,
         momentum: float = 0.95,
-        one_kernel: bool = False,
+        one_kernel: str | None = None,
     ):
         hidden = {name: w.detach() for name, w in weights.items() if is_hidden_matrix(name, w)}
         if not hidden:

@@ -59,12 +59,12 @@ def assert_equals_reference(way: str, arrays: tuple, choices: tuple = (), large:
 
 @pytest.fixture(autouse=True)
 def tiled(monkeypatch):
-    """tiled(rows, columns, rows of a thread): the tiles of every plan from now on. Small ones unless a test
-    asks for others, so that small arrays have many."""
+    """tiled(rows, columns): the tiles of every plan from now on. Small ones unless a test asks for others, so
+    that small arrays have many."""
 
-    def use(rows, columns, rows_of_a_thread):
-        def tiles(D, *_):
-            return Tiles(max(16, 1 << (D - 1).bit_length()), rows, columns, rows_of_a_thread)
+    def use(rows, columns):
+        def tiles(dtype, D, *_):
+            return Tiles(max(16, 1 << (D - 1).bit_length()), rows, columns, dtype != torch.float32)
 
         monkeypatch.setattr(attention, "_tiles", tiles)
         forget()
@@ -73,7 +73,7 @@ def tiled(monkeypatch):
         attention._forward_plan.cache_clear()
         attention._backward_plan.cache_clear()
 
-    use(16, 16, 4)
+    use(16, 16)
     yield use
     monkeypatch.undo()
     forget()
@@ -104,17 +104,21 @@ def test_every_query_sees_every_key_without_a_mask(way, T, S):
     assert_equals_reference(way, inputs(1, T, S, 2, 1, 12), (False, None, None))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("D", [1, 7, 16, 20, 64, 100, 128, 256])
-def test_widths_of_heads(D):
-    assert_equals_reference("fused", inputs(1, 19, 21, 2, 1, D, sink=True))
+def test_widths_of_heads(D, dtype):
+    assert_equals_reference("fused", inputs(1, 19, 21, 2, 1, D, sink=True, dtype=dtype))
 
 
-@pytest.mark.parametrize("tiles", [(16, 64, 4), (64, 16, 8), (32, 32, 4), (8, 16, 4), (16, 32, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("tiles", [*attention.SIZES, (16, 64)])
 @pytest.mark.parametrize("D", [30, 64])
-def test_every_shape_of_tiles(tiled, tiles, D):
+def test_every_shape_of_tiles(tiled, tiles, D, dtype):
+    if tiles[0] < 16 and dtype != torch.float32:
+        pytest.skip("a warp of tensor cores has 16 rows")
     tiled(*tiles)
-    assert_equals_reference("fused", inputs(1, 70, 75, 4, 2, D, sink=True), (True, 23, None))
-    assert_equals_reference("fused", inputs(1, 64, 64, 1, 1, D))
+    assert_equals_reference("fused", inputs(1, 70, 75, 4, 2, D, sink=True, dtype=dtype), (True, 23, None))
+    assert_equals_reference("fused", inputs(1, 64, 64, 1, 1, D, dtype=dtype))
 
 
 @pytest.mark.parametrize("softmax_scale", [0.7, -0.7, 0.0])
@@ -255,9 +259,10 @@ def test_heads_wider_than_the_kernels_are_an_error():
 def test_tiles_fit_into_the_shared_memory_of_every_gpu(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(attention, "processors", lambda _: 40)
-    for kibibytes, D, kept in itertools.product((64, 99, 163, 227), (8, 32, 64, 128, 256), (1, 2)):
+    monkeypatch.setattr(attention, "has_tensor_cores", lambda dtype, _: dtype != torch.float32)
+    numbers = (64, 99, 163, 227), DTYPES, (8, 32, 64, 128, 256), (1, 2), (16, 2048)
+    for kibibytes, dtype, D, kept, T in itertools.product(*numbers):
         monkeypatch.setattr(attention, "_shared_memory", lambda _, size=kibibytes: size * 1024)
-        for T in (16, 2048):
-            tiles = attention._tiles(D, 8, T, kept, None)
-            assert tiles.shared_bytes(kept) <= kibibytes * 1024 and tiles.HEAD >= D
-            assert tiles.BLOCK_ROWS % tiles.ROWS == 0 and tiles.threads % 32 == 0
+        tiles = attention._tiles(dtype, D, 8, T, kept, None)
+        assert tiles.shared_bytes(kept) <= kibibytes * 1024 and tiles.HEAD >= D
+        assert tiles.threads % 32 == 0 and (dtype == torch.float32 or tiles.BLOCK_ROWS >= 16)

@@ -32,6 +32,15 @@ def compiler(request):
         yield request.param
 
 
+@pytest.fixture(autouse=True, params=[1, 3], ids=["one", "three"])
+def workers(request):
+    """Blocks one after the other, and at the same time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def bugs(compiler):
     return load(HERE / "emulator_bugs.cu", emulate=True)

@@ -248,11 +248,13 @@ def test_two_processes_at_once(tmp_path):
     program = """
 import sys
 from kernels.cuda import cache
-for i in range(60):
+for i in range(200):
     path = cache.compiled([str(i % 3)], ".bin", lambda: bytes([i % 3]) * 1_000_000)
-    found = cache.content(path)
-    assert found is None or found == bytes([i % 3]) * 1_000_000, i
-    path.unlink(missing_ok=True)
+    try:
+        assert len(path.read_bytes()) == 1_000_032, "a part of a file"
+        path.unlink()
+    except FileNotFoundError:  # the other one was faster
+        pass
 """
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     running = [subprocess.Popen([sys.executable, "-c", program], env=env) for _ in range(2)]

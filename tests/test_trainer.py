@@ -24,6 +24,7 @@ from course.training import Recipe, Trainer, corpus
 from course.training.listeners import Progress, WeightsAndBiases
 from course.training.recipe import presets
 from course.training.step import Step
+from kernels.cuda import emulator
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
@@ -232,16 +233,25 @@ def test_the_reference_engine_has_one_precision():
     assert step_of(recipe(engine="reference")).dtype == torch.float32
 
 
-def where_triton_runs() -> str:
+@pytest.fixture(params=["triton", "cuda"])
+def engine(request) -> str:
+    """One whose kernels are ours."""
+    if request.param == "triton" and not find_spec("triton"):
+        pytest.skip("needs Triton")
+    return request.param
+
+
+def where_it_runs(engine: str) -> str:
+    if engine == "cuda":
+        return "cuda" if torch.cuda.is_available() else "cpu"
     from kernels.triton.launch import INTERPRETED
 
     return "cpu" if INTERPRETED else "cuda"
 
 
-@pytest.mark.skipif(not find_spec("triton"), reason="needs Triton")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_the_triton_engine_trains_as_the_torch_engine_does(optimizer, precision):
+def test_our_kernels_train_as_the_torch_engine_does(engine, optimizer, precision):
     """In 16 bits the two round in different places; eight bits of bfloat16 leave the losses this close.
 
     Two things would blow a rounding up: a small eps, as in the test of accumulation above, and Muon's
@@ -251,7 +261,7 @@ def test_the_triton_engine_trains_as_the_torch_engine_does(optimizer, precision)
         optimizer__name=optimizer, optimizer__eps=1e-3, precision=precision, batch_size=2, compile=False
     )
     ours, theirs = (
-        step_of(recipe(engine=engine, **how), device=where_triton_runs()) for engine in ("triton", "torch")
+        step_of(recipe(engine=name, **how), device=where_it_runs(engine)) for name in (engine, "torch")
     )
     if ours.scaler:
         ours.scaler.scale = theirs.scaler.scale = 2.0**8
@@ -270,14 +280,15 @@ def test_the_triton_engine_trains_as_the_torch_engine_does(optimizer, precision)
             assert torch.equal(ours.copy.model.weights[name], w.to(ours.dtype))
 
 
-@pytest.mark.skipif(not find_spec("triton"), reason="needs Triton")
-def test_a_step_of_the_tales_preset_on_the_triton_engine():
-    """One sequence of it: without a GPU the kernels are interpreted, and sixteen take two minutes."""
+def test_a_step_of_the_tales_preset_on_our_kernels(engine):
+    """One sequence of it: without a GPU the kernels are interpreted or emulated, and sixteen take minutes."""
     tokens = np.random.default_rng(0).integers(0, 512, 5000)
     losses, norms = [], []
-    for engine in ("triton", "torch"):
-        how = Recipe.preset("tales", engine=engine, precision="float32", compile=False, batch_size=1)
-        done = step_of(how, tokens, vocab_size=512, device=where_triton_runs())(0)
+    for name in (engine, "torch"):
+        how = Recipe.preset("tales", engine=name, precision="float32", compile=False, batch_size=1)
+        step = step_of(how, tokens, vocab_size=512, device=where_it_runs(engine))
+        with emulator.checks(False):  # of every access to memory: ten times as long
+            done = step(0)
         losses.append(done.loss)
         norms.append(done.norms)
     torch.testing.assert_close(*losses, rtol=1e-5, atol=0)

@@ -25,6 +25,7 @@ from kernels.cuda.ladder import RUNGS, Rung, matmul, prepare
 
 OUTPUT = Path(__file__).resolve().parent.parent / "assets" / "benchmarks" / "ladder.json"
 SIZES = {torch.float32: (1024, 2048, 4096), torch.bfloat16: (2048, 4096, 8192)}
+ALONE = {"naive", "coalesced"}  # their threads share nothing
 METRICS = {"dram_bytes": "dram__bytes.sum", "l2_bytes": "lts__t_bytes.sum"}
 
 
@@ -44,7 +45,8 @@ def table(dtype: torch.dtype, size: int, budget_ms: float) -> list[dict]:
         all_of_cublas += cublas_ms
         row = measured(rung.name, dtype, size, statistics.median(ms))
         row["of_cublas"] = round(statistics.median(cublas_ms) / statistics.median(ms), 4)
-        tile_m, tile_n = rung.tile  # what a block computes over what it asks of global memory
+        # FLOPs over bytes asked of global memory, by a block for its tile, or by a thread for its element
+        tile_m, tile_n = rung.tile if rung.name not in ALONE else (1, 1)
         row["tile_intensity"] = round(2 * tile_m * tile_n / ((tile_m + tile_n) * dtype.itemsize), 2)
         rows.append(row)
         print(

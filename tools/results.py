@@ -101,11 +101,27 @@ def step() -> str:
     return table
 
 
+def ladder() -> str:
+    """The matmul ladder of notebook 13, at the largest size of each dtype."""
+    record = read("ladder")
+    largest = {row["dtype"]: row["size"] for row in sorted(record["rows"], key=lambda row: row["size"])}
+    table = (
+        f"The matmul ladder in CUDA C++ (notebook 13), {record['machine']}:\n\n"
+        "| rung | product | TFLOP/s | of cuBLAS |\n|---|---|---|---|\n"
+    )
+    for row in record["rows"]:
+        if row["size"] == largest[row["dtype"]]:
+            of_cublas = f"{100 * row['of_cublas']:.0f} %" if "of_cublas" in row else ""
+            size = f"{row['size']:,}³, {row['dtype']}"
+            table += f"| {row['rung']} | {size} | {row['tflops']:.1f} | {of_cublas} |\n"
+    return table
+
+
 def written(text: str) -> str:
     """README's `text` with the tables in it."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{kernels()}\n{step()}\n{END}{after}"
+    return f"{before}{BEGIN}\n{kernels()}\n{step()}\n{ladder()}\n{END}{after}"
 
 
 if __name__ == "__main__":

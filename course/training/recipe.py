@@ -94,7 +94,7 @@ class Recipe:
     precision: Literal["auto", "float32", "bfloat16", "float16"] = about(
         "of the products; auto: what suits the machine", "auto"
     )
-    compile: bool | None = about("torch.compile; null: on a GPU, but for the engine triton", None)
+    compile: bool | None = about("torch.compile; null: on a GPU, but for the engines triton and cuda", None)
     cuda_graphs: bool = about("replay compiled kernels as CUDA graphs: faster for small models", False)
     log_every: PositiveInt = about("steps between looks at the losses", 10)
     evaluate_every: PositiveInt = about("steps between validations", 250)

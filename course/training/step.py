@@ -13,6 +13,8 @@ from course.model import Transformer
 from course.training import precision, schedule
 from course.training.recipe import Recipe
 
+OWN_KERNELS = ("triton", "cuda")  # engines that do without the library's kernels: their optimizer is one, too
+
 
 class Done(NamedTuple):
     """What a step leaves behind; the tensors are still being computed, on a GPU."""
@@ -42,8 +44,8 @@ class Step:
             self.copy = precision.Copy(model, recipe.engine, self.dtype)
         self.computing = self.copy.model if self.copy else model
         on_gpu = model.embedding.weight.is_cuda
-        # Triton's kernels are compiled already; around them torch.compile would find little to fuse
-        worthwhile = on_gpu and recipe.engine != "triton"
+        # Our kernels are compiled already; around them torch.compile would find little to fuse.
+        worthwhile = on_gpu and recipe.engine not in OWN_KERNELS
         self.compiled = worthwhile if recipe.compile is None else recipe.compile
         mode = "reduce-overhead" if recipe.cuda_graphs and on_gpu else "default"
         self._compute_loss = torch.compile(self.loss, mode=mode) if self.compiled else self.loss
@@ -128,7 +130,7 @@ class Step:
 
 
 def _optimizer(recipe: Recipe, weights: dict[str, Tensor]) -> optim.AdamW | optim.Muon:
-    r, one_kernel = recipe.optimizer, recipe.engine == "triton"
+    r, one_kernel = recipe.optimizer, recipe.engine if recipe.engine in OWN_KERNELS else None
     if r.name == "adamw":
         return optim.AdamW(weights, r.lr, r.betas, r.eps, r.weight_decay, one_kernel)
     return optim.Muon(

@@ -49,8 +49,11 @@ class Trainer:
                 f"{folder} holds a run already: go on with it by --resume {folder}, or choose another folder."
             )
         snapshot, self.notes = self.folder.restore() if resume else (None, [])
-        if recipe.engine == "triton" and device.DEVICE.type == "cpu":
-            self.notes.append("Without a GPU Triton's kernels are interpreted: --engine torch is faster.")
+        how = {"triton": "interpreted", "cuda": "emulated"}.get(recipe.engine)
+        if how and device.DEVICE.type == "cpu":
+            self.notes.append(
+                f"Without a GPU the kernels of {recipe.engine} are {how}: --engine torch is faster."
+            )
         self.corpus = corpus.load(recipe, snapshot and snapshot.tokenizer)
         self.corpus.tokenizer.encode(recipe.sample.prompt)  # better now than at the first sample
         self.validation = self.corpus.validation.tokens[: recipe.evaluation_tokens]

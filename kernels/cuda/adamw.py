@@ -1,7 +1,7 @@
 """AdamW over all weights of a model in one launch.
 
-The launch needs a map from blocks to weights: a table in the GPU's memory. It depends on nothing but addresses,
-sizes and weight decays, so it is built once for a set of them, and kept as long as they recur.
+The launch needs a map from blocks to weights: a table in the GPU's memory. It depends on nothing but
+addresses, sizes and weight decays, so it is built once for a set of them, and kept as long as they recur.
 """
 
 from collections import OrderedDict
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels.cuda import emulator
-from kernels.cuda.launch import DTYPES, check, emulated, module
+from kernels.cuda.launch import DTYPES, check, emulated, module, nothing
 
 BLOCK = 512  # numbers of a block
 FIELDS = 5  # of a row of the table: the four addresses and the number of elements
@@ -96,5 +96,5 @@ def _launch(kinds: tuple, weight_decays: Sequence[float]) -> tuple:
     w, g, mean = (NAMES[kind[0].dtype] for kind in kinds[:3])
     vector = 4 if (addresses % 16 == 0).all() else 1
     kernel = module("adamw.cu", WEIGHT=w, GRADIENT=g, MEAN=mean, VECTOR=vector).adamw
-    launch = kernel[max(len(of), 1), 128] if len(of) else lambda *_: None
+    launch = kernel[len(of), 128] if len(of) else nothing
     return launch, torch.from_numpy(table).to(device), torch.from_numpy(decays).to(device)

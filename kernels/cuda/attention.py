@@ -8,35 +8,44 @@ and `_backward`, the engine's, are the kernels of `flash.cu`, which need memory 
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from kernels.checks import check_attention
 from kernels.cuda.launch import Like, cdiv, check, like, likes, module, processors, without_data
-from kernels.cuda.matmul import matmul
+from kernels.cuda.matmul import has_tensor_cores, matmul
 from kernels.packed import empty_beside
 
 LOG2_E = math.log2(math.e)
 WIDEST_HEAD = 256
 
 
-class Tiles(NamedTuple):
-    """The macros of `flash.cuh`."""
+@dataclass(frozen=True)
+class Tiles:
+    """What `flash.cuh` wants to know: the width of a head rounded up, the rows that a block keeps, those that
+    it walks along at a time, and whether tensor cores multiply them."""
 
     HEAD: int
     BLOCK_ROWS: int
     BLOCK_COLUMNS: int
-    ROWS: int
+    tensor_cores: bool
+
+    @property
+    def macros(self) -> dict[str, int]:
+        sizes = {name: getattr(self, name) for name in ("HEAD", "BLOCK_ROWS", "BLOCK_COLUMNS")}
+        return sizes | ({"TENSOR_CORES": 1} if self.tensor_cores else {})
 
     @property
     def threads(self) -> int:
-        return 16 * self.BLOCK_ROWS // self.ROWS
+        return self.BLOCK_ROWS * (2 if self.tensor_cores else 4)
 
     def shared_bytes(self, kept: int) -> int:
         """What a block asks for: `kept` tiles of its own rows, two of those it walks along, scores."""
         rows = kept * self.BLOCK_ROWS + 2 * self.BLOCK_COLUMNS
+        if self.tensor_cores:
+            return 2 * rows * (self.HEAD + 8)
         return 4 * (rows * (self.HEAD + 4) + self.BLOCK_ROWS * (self.BLOCK_COLUMNS + 4))
 
 
@@ -234,22 +243,28 @@ def _nothing(*_) -> None:
 def _launch(kernel: str, q: Like, heads: int, n_rows: int, D: int, kept: int, numbers: tuple) -> Callable:
     """A kernel of `flash.cu` with a block for every few of `n_rows` rows of each of `heads` heads: it takes
     tensors, the numbers that come after them are known."""
-    tiles = _tiles(D, heads, n_rows, kept, q.device)
+    tiles = _tiles(q.dtype, D, heads, n_rows, kept, q.device)
     blocks = cdiv(n_rows, tiles.BLOCK_ROWS) * heads
     if blocks == 0:
         return _nothing
-    kernels = module("flash.cu", q.dtype, **tiles._asdict())
-    return getattr(kernels, kernel)[blocks, tiles.threads, tiles.shared_bytes(kept)].prepare(*numbers)
+    launch = getattr(module("flash.cu", q.dtype, **tiles.macros), kernel)
+    return launch[blocks, tiles.threads, tiles.shared_bytes(kept)].prepare(*numbers)
 
 
-def _tiles(D: int, heads: int, n_rows: int, kept: int, device: torch.device) -> Tiles:
-    """The largest tiles that fit into shared memory; but if they leave processors idle, half as many rows."""
-    head = max(16, 1 << (D - 1).bit_length())
-    sizes = ((64, 64), (32, 64), (32, 32), (16, 32), (16, 16), (8, 16))
-    fitting = [Tiles(head, rows, columns, 4) for rows, columns in sizes]
+# Rows and columns of a tile, from the most work that a block does to the least.
+SIZES = ((64, 64), (64, 32), (32, 32), (32, 16), (16, 16), (8, 16))
+
+
+def _tiles(dtype: torch.dtype, D: int, heads: int, n_rows: int, kept: int, device: torch.device) -> Tiles:
+    """The largest tiles that fit; with fewer rows, if there are not enough for all processors."""
+    head, tensor_cores = max(16, 1 << (D - 1).bit_length()), has_tensor_cores(dtype, device)
+    fitting = [Tiles(head, *size, tensor_cores) for size in SIZES]
     fitting = [tiles for tiles in fitting if tiles.shared_bytes(kept) <= _shared_memory(device)]
-    busy = cdiv(n_rows, fitting[0].BLOCK_ROWS) * heads >= processors(device)
-    return fitting[0] if busy or len(fitting) == 1 else fitting[1]
+    # Two sums of 64 x 128, in the backward pass, leave few registers for scores.
+    largest = fitting[1] if kept == 2 and head >= 128 and len(fitting) > 1 else fitting[0]
+    if cdiv(n_rows, largest.BLOCK_ROWS) * heads >= processors(device):
+        return largest
+    return replace(largest, BLOCK_ROWS=min(largest.BLOCK_ROWS, max(16, largest.BLOCK_ROWS // 2)))
 
 
 @functools.cache

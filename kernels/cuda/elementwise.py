@@ -22,6 +22,7 @@ from kernels.cuda.launch import (
     processors,
     without_data,
 )
+from kernels.cuda.rows import aligned
 
 BLOCK = 256
 SUM_COLUMNS = 32  # of a block that sums
@@ -98,17 +99,9 @@ def _map(operation: str, kernel: str, *inputs: Tensor, n_outputs: int = 1) -> tu
     outputs = tuple([empty(inputs[0]) for _ in range(n_outputs)])
     if not without_data(inputs[0]):
         inputs = [x.contiguous() for x in inputs]
-        plan = _map_plan(operation, kernel, _aligned(inputs), *map(like, inputs))
+        plan = _map_plan(operation, kernel, aligned(*inputs), *map(like, inputs))
         plan(*inputs, *outputs)
     return outputs
-
-
-def _aligned(tensors) -> bool:
-    """Whether all begin at multiples of 16 bytes."""
-    together = 0
-    for x in tensors:
-        together |= x.data_ptr()
-    return together % 16 == 0
 
 
 @functools.lru_cache(maxsize=1024)
@@ -120,14 +113,14 @@ def _map_plan(operation: str, kernel: str, aligned: bool, *inputs: tuple) -> Cal
     if n == 0:
         return nothing
     vector = 16 // dtype.itemsize if aligned else 1
-    launch = getattr(module("elementwise.cu", dtype, VECTOR=vector), kernel)[cdiv(n, BLOCK * vector), BLOCK]
-    return lambda *tensors: launch(*tensors, n)
+    kernels = module("elementwise.cu", dtype, VECTOR=vector)
+    return getattr(kernels, kernel)[cdiv(n, BLOCK * vector), BLOCK].prepare(n)
 
 
 def _join(operation: str, a: Tensor, b: Tensor) -> Tensor:
     if without_data(a):
         return a.new_empty(torch.broadcast_shapes(a.shape, b.shape))
-    shape, run = _join_plan(operation, like(a), like(b), _aligned((a, b)))
+    shape, run = _join_plan(operation, like(a), like(b), aligned(a, b))
     y = empty(a) if a.shape == shape else a.new_empty(shape)
     run(a, b, y)
     return y
@@ -160,8 +153,8 @@ def _join_plan(operation: str, a: tuple, b: tuple, aligned: bool) -> tuple[torch
         *(groups, sizes[1], sizes[2], sizes[3] // vector),
         *(*a_strides[:3], a_strides[3] * vector, *b_strides[:3], b_strides[3] * vector),
     )
-    launch = getattr(module("elementwise.cu", a.dtype, VECTOR=vector), operation)[cdiv(groups, BLOCK), BLOCK]
-    return shape, lambda a, b, y: launch(a, b, y, *numbers)
+    kernels = module("elementwise.cu", a.dtype, VECTOR=vector)
+    return shape, getattr(kernels, operation)[cdiv(groups, BLOCK), BLOCK].prepare(*numbers)
 
 
 def _expanded(x: Like, shape: tuple) -> tuple:
@@ -233,16 +226,16 @@ def _sum_plan(x: tuple) -> Callable:
     blocks = outer * cdiv(C, SUM_COLUMNS)
     pieces = max(min(4 * processors(x.device) // blocks, R // SHORTEST_PIECE), 1)
     if pieces == 1:
-        launch = kernels.sum[blocks, BLOCK]
-        return lambda x, y: launch(x, y, R, C)
+        return kernels.sum[blocks, BLOCK].prepare(R, C)
 
     piece = cdiv(R, pieces)
     pieces = cdiv(R, piece)
-    first, second = kernels.sum_to_parts[blocks * pieces, BLOCK], kernels.sum_parts[blocks, BLOCK]
+    first = kernels.sum_to_parts[blocks * pieces, BLOCK].prepare(R, C, piece)
+    second = kernels.sum_parts[blocks, BLOCK].prepare(pieces, C)
 
     def run(x, y):
         parts = torch.empty((outer, pieces, C), dtype=torch.float32, device=x.device)
-        first(x, parts, R, C, piece)
-        second(parts, y, pieces, C)
+        first(x, parts)
+        second(parts, y)
 
     return run

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.cuda.launch import cdiv, check, integers, like, likes, module, nothing, without_data
-from kernels.cuda.rows import aligned, rows
+from kernels.cuda.rows import aligned, row_stride, rows
 
 WARPS = 8  # of a block
 MOST_PIECES = 8  # that a lane holds
@@ -60,8 +60,8 @@ def _forward_plan(ids: tuple, weight: tuple, aligned: bool) -> Callable:
     n, (V, C) = ids.shape.numel(), weight.shape
     if n * C == 0:
         return nothing
-    launch = _kernels(C, weight.dtype, aligned)[0].embedding_forward[cdiv(n, WARPS), 32 * WARPS]
-    return lambda ids, weight, y: launch(ids, weight, y, n, V, C)
+    kernels, _ = _kernels(C, weight.dtype, aligned)
+    return kernels.embedding_forward[cdiv(n, WARPS), 32 * WARPS].prepare(n, V, C)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -69,10 +69,9 @@ def _backward_plan(ids: tuple, dy: tuple, V: int, aligned: bool) -> Callable:
     """-> what launches the kernel on ids, dy and dweight."""
     ids, dy = likes(ids, dy)
     check("embedding", dy, ids)
-    n, C = dy.shape
+    n, C = ids.shape.numel(), dy.shape[-1]
     if V * C == 0:
         return nothing
-    kernels, columns = _kernels(C, dy.dtype, aligned)
+    kernels, columns = _kernels(C, dy.dtype, aligned and row_stride(dy) * dy.dtype.itemsize % 16 == 0)
     launch = kernels.embedding_backward[(V, cdiv(C, columns)), 32 * WARPS]
-    stride = dy.strides[0]
-    return lambda ids, dy, dweight: launch(ids, dy, dweight, stride, n, C)
+    return launch.prepare(row_stride(dy), n, C)

@@ -318,7 +318,7 @@ def launch(
         len(text),
     )
     while n := runtime.emulated_printed(text, len(text)) if length == 0 else 0:
-        print(text.raw[:n].decode(errors="replace"), end="")
+        sys.stdout.write(text.raw[:n].decode(errors="replace"))
     if length < 0:
         raise KeyboardInterrupt
     if length:

@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <ucontext.h>
 
 #include <algorithm>
 #include <chrono>
@@ -459,7 +458,7 @@ static void work(Launch *launch, int helpers) {
     }
     w.current = nullptr;
     sigaltstack(&before, nullptr);
-    for (std::unique_lock<std::mutex> lock(launch->mutex); launch->helpers;)
+    for (std::unique_lock<std::mutex> lock(launch->mutex); launch->helpers && !others.empty();)
         if (launch->helper_left.wait_for(lock, std::chrono::milliseconds(20)) == std::cv_status::timeout && interrupted)
             for (std::thread &other : others) pthread_kill(other.native_handle(), SIGINT);
     for (std::thread &other : others) other.join();

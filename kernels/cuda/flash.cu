@@ -12,7 +12,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) flash_forward(
     const scalar *q, const scalar *k, const scalar *v, const scalar *sink, scalar *y, float *lse, int64_t q_batch,
     int q_row, int q_head, int64_t k_batch, int k_row, int k_head, int64_t v_batch, int v_row, int v_head, int H,
     int group, int T, int S, int D, int before, int after, float scale_2) {
-    extern __shared__ float memory[];
+    extern __shared__ __align__(16) char memory[];
     Row *q_tile = reinterpret_cast<Row *>(memory), *k_tile = q_tile + BLOCK_ROWS, *v_tile = k_tile + BLOCK_COLUMNS;
     Scores *p_tile = reinterpret_cast<Scores *>(v_tile + BLOCK_COLUMNS);
 
@@ -44,13 +44,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) flash_forward(
 
         float s[ROWS][COLUMNS];
         multiply_rows(s, q_tile, k_tile);
+        const bool all = view.all_see_all(first, BLOCK_ROWS, key, BLOCK_COLUMNS);
 #pragma unroll
         for (int i = 0; i < ROWS; i++) {
             float highest = LOWEST, new_terms = 0.0f;
 #pragma unroll
             for (int j = 0; j < COLUMNS; j++) {
-                const bool visible = view.sees(first + my_row() + i, key + my_column() + j * ROW_OF_THREADS);
-                s[i][j] = visible ? s[i][j] * scale_2 : -INFINITY;
+                s[i][j] *= scale_2;
+                if (!all && !view.sees(first + row_of(i), key + column_of(j))) s[i][j] = -INFINITY;
                 highest = fmaxf(highest, s[i][j]);
             }
             const float new_maximum = fmaxf(maximum[i], max_of_row(highest));
@@ -65,16 +66,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) flash_forward(
 #pragma unroll
             for (int w = 0; w < WIDTH; w++) sum[i][w] *= shrink;
         }
-        share_scores(p_tile, s);
-        add_weighted_rows(sum, p_tile, v_tile);
+        add_weighted_rows(sum, s, v_tile, p_tile);
     }
 
     float factor[ROWS];
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
         factor[i] = 1.0f / total[i];
-        const int query = first + my_row() + i;
-        if (query < T && my_column() == 0)
+        const int query = first + row_of(i);
+        if (query < T && place_in_row() == 0)
             lse[(int64_t(batch) * H + head) * T + query] = maximum[i] + log2f(total[i]);
     }
     store_rows(y + ((int64_t(batch) * T + first) * H + head) * D, int64_t(H) * D, T - first, D, sum, factor);
@@ -95,7 +95,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) flash_dq(
     float *delta, int64_t q_batch, int q_row, int q_head, int64_t k_batch, int k_row, int k_head, int64_t v_batch,
     int v_row, int v_head, int64_t dy_batch, int dy_row, int dy_head, int dq_row, int H, int group, int T, int S,
     int D, int before, int after, float scale_2, float scale) {
-    extern __shared__ float memory[];
+    extern __shared__ __align__(16) char memory[];
     Row *q_tile = reinterpret_cast<Row *>(memory), *dy_tile = q_tile + BLOCK_ROWS;
     Row *k_tile = dy_tile + BLOCK_ROWS, *v_tile = k_tile + BLOCK_COLUMNS;
     Scores *ds_tile = reinterpret_cast<Scores *>(v_tile + BLOCK_COLUMNS);
@@ -116,14 +116,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) flash_dq(
     float row_lse[ROWS], row_delta[ROWS], sum[ROWS][WIDTH] = {};
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
-        const int query = first + my_row() + i;
+        const int query = first + row_of(i);
         const int64_t place = (int64_t(batch) * H + head) * T + query;
         float products = 0.0f;
-        for (int d = my_column(); query < T && d < D; d += ROW_OF_THREADS)
-            products += dy_tile[my_row() + i][d] * float(y_of_head[int64_t(query) * H * D + d]);
+        for (int d = place_in_row(); query < T && d < D; d += ROW_OF_THREADS)
+            products += float(dy_tile[row_of(i)][d]) * float(y_of_head[int64_t(query) * H * D + d]);
         row_delta[i] = sum_of_row(products);
         row_lse[i] = query < T ? lse[place] : 0.0f;
-        if (query < T && my_column() == 0) delta[place] = row_delta[i];
+        if (query < T && place_in_row() == 0) delta[place] = row_delta[i];
     }
 
     const int last = min(first + BLOCK_ROWS, T) - 1;
@@ -138,16 +138,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) flash_dq(
         float s[ROWS][COLUMNS], dp[ROWS][COLUMNS];
         multiply_rows(s, q_tile, k_tile);
         multiply_rows(dp, dy_tile, v_tile);
+        const bool all = view.all_see_all(first, BLOCK_ROWS, key, BLOCK_COLUMNS);
 #pragma unroll
         for (int i = 0; i < ROWS; i++)
 #pragma unroll
             for (int j = 0; j < COLUMNS; j++) {
-                const bool visible = view.sees(first + my_row() + i, key + my_column() + j * ROW_OF_THREADS);
-                const float p = visible ? exp2f(s[i][j] * scale_2 - row_lse[i]) : 0.0f;
+                float p = exp2f(s[i][j] * scale_2 - row_lse[i]);
+                if (!all && !view.sees(first + row_of(i), key + column_of(j))) p = 0.0f;
                 s[i][j] = p * (dp[i][j] - row_delta[i]);
             }
-        share_scores(ds_tile, s);
-        add_weighted_rows(sum, ds_tile, k_tile);
+        add_weighted_rows(sum, s, k_tile, ds_tile);
     }
 
     float factor[ROWS];
@@ -163,7 +163,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) flash_dkv(
     scalar *dk, scalar *dv, int64_t q_batch, int q_row, int q_head, int64_t k_batch, int k_row, int k_head,
     int64_t v_batch, int v_row, int v_head, int64_t dy_batch, int dy_row, int dy_head, int dk_row, int H, int group,
     int T, int S, int D, int before, int after, float scale_2, float scale) {
-    extern __shared__ float memory[];
+    extern __shared__ __align__(16) char memory[];
     Row *k_tile = reinterpret_cast<Row *>(memory), *v_tile = k_tile + BLOCK_ROWS;
     Row *q_tile = v_tile + BLOCK_ROWS, *dy_tile = q_tile + BLOCK_COLUMNS;
     Scores *scores = reinterpret_cast<Scores *>(dy_tile + BLOCK_COLUMNS);
@@ -193,22 +193,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) flash_dkv(
             float p[ROWS][COLUMNS], ds[ROWS][COLUMNS];
             multiply_rows(p, k_tile, q_tile);
             multiply_rows(ds, v_tile, dy_tile);
+            const bool all = view.all_see_all(query, BLOCK_COLUMNS, first, BLOCK_ROWS);
 #pragma unroll
             for (int j = 0; j < COLUMNS; j++) {
-                const int column = query + my_column() + j * ROW_OF_THREADS;
+                const int column = query + column_of(j);
                 const float column_lse = column < T ? lse[numbers + column] : 0.0f;
                 const float column_delta = column < T ? delta[numbers + column] : 0.0f;
 #pragma unroll
                 for (int i = 0; i < ROWS; i++) {
-                    const bool visible = view.sees(column, first + my_row() + i);
-                    p[i][j] = visible ? exp2f(p[i][j] * scale_2 - column_lse) : 0.0f;
+                    p[i][j] = exp2f(p[i][j] * scale_2 - column_lse);
+                    if (!all && !view.sees(column, first + row_of(i))) p[i][j] = 0.0f;
                     ds[i][j] = p[i][j] * (ds[i][j] - column_delta);
                 }
             }
-            share_scores(scores, p);
-            add_weighted_rows(dv_sum, scores, dy_tile);
-            share_scores(scores, ds);
-            add_weighted_rows(dk_sum, scores, q_tile);
+            add_weighted_rows(dv_sum, p, dy_tile, scores);
+            add_weighted_rows(dk_sum, ds, q_tile, scores);
         }
     }
 

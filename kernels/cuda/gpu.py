@@ -43,13 +43,13 @@ class Code:
     """One source: compiled and loaded for a GPU when a kernel is first launched there."""
 
     def __init__(self, text: str, name: str, folder: Path):
-        self._source = text, name, folder
+        self.text, self.name, self.folder = text, name, folder
         self._modules: dict[int, ctypes.c_void_p] = {}
 
     def compile(self, device: int) -> bytes:
         """-> the machine code for that GPU."""
         major, minor = torch.cuda.get_device_capability(device)
-        return nvrtc.compile(*self._source, 10 * major + minor)
+        return nvrtc.compile(self.text, self.name, self.folder, 10 * major + minor)
 
     def function(self, kernel: str, device: int) -> driver.Function:
         """A kernel on a GPU, the current one."""
@@ -233,8 +233,7 @@ def _reader(signature: Signature) -> Callable:
     """A function of a kernel's arguments -> the GPU of its tensors, and what `struct` packs.
 
     It returns nothing for what is rare: numbers of other classes than int and float, and what is wrong. It is
-    written here line by line, for one signature: a loop over arguments and their kinds takes twice as long,
-    longer than the driver.
+    written here line by line, for one signature: a loop over arguments and their kinds takes twice as long.
     """
     given = {"Tensor": Tensor, "Parameter": Parameter}
     names = [f"a{i}" for i in range(len(signature.parameters))]

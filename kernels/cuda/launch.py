@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from kernels.cuda.module import Module, load
+from kernels.cuda.module import Module, emulated, load
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -75,12 +75,6 @@ def check_gradient(operation: str, dy: Tensor, y: Tensor) -> None:
         raise ValueError(
             f"{operation}: a result of shape {tuple(y.shape)} has no gradient {tuple(dy.shape)}."
         )
-
-
-@functools.cache
-def emulated() -> bool:
-    """Whether kernels run on the CPU here."""
-    return not torch.cuda.is_available()
 
 
 @functools.cache

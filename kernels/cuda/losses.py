@@ -7,15 +7,16 @@ them. To compute the logits again there would be a fourth product.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from kernels.checks import check_classes, check_width
-from kernels.cuda.launch import cdiv, check, empty, integers, like, likes, nothing, without_data
+from kernels.cuda.launch import cdiv, check, empty, integers, like, likes, module, nothing, without_data
 from kernels.cuda.matmul import matmul
-from kernels.cuda.rows import WIDEST, aligned, kernels, rows, shape
+from kernels.cuda.rows import WIDEST, aligned, row_stride, rows, shape
 
 CHUNK_BYTES = 200 * 2**20  # of logits in memory at a time
 
@@ -32,11 +33,9 @@ def cross_entropy_forward(logits: Tensor, targets: Tensor, ignore_index: int = -
     loss, count, lse, losses = _numbers(logits, labels.shape, 2)
     if not without_data(logits):
         flat = rows(logits)
-        wide = aligned(flat)
-        _plan("cross_entropy_forward", like(flat), like(labels), wide)(
-            ignore_index, flat, labels, lse, losses
-        )
-        _mean(_module(flat.shape[1], flat.dtype, wide), losses, labels, loss, count, ignore_index)
+        plan = _plan("cross_entropy_forward", like(flat), like(labels), aligned(flat), ignore_index)
+        plan(flat, labels, lse, losses)
+        _mean(losses, labels, loss, count, ignore_index)
     return loss, (logits, labels, lse, count, ignore_index)
 
 
@@ -46,8 +45,8 @@ def cross_entropy_backward(dy: Tensor, saved: tuple) -> Tensor:
     dlogits = empty(logits)
     if not without_data(logits):
         flat = rows(logits)
-        plan = _plan("cross_entropy_backward", like(flat), like(labels), aligned(flat))
-        plan(ignore_index, _one(dy), flat, labels, lse, count, dlogits)
+        plan = _plan("cross_entropy_backward", like(flat), like(labels), aligned(flat), ignore_index)
+        plan(_one(dy), flat, labels, lse, count, dlogits)
     return dlogits
 
 
@@ -69,21 +68,21 @@ def linear_cross_entropy_forward(x: Tensor, weight: Tensor, targets: Tensor, ign
     dweight = empty(weight) if exact else torch.empty(weight.shape, dtype=torch.float32, device=x.device)
     if without_data(x):
         return loss, (dx, dweight, count)
-    flat, dflat, module = rows(x), dx.view(n, x.shape[-1]), _module(weight.shape[0], x.dtype, True)
+    flat, dflat = _matrix(x), dx.view(n, x.shape[-1])
     for start in range(0, n, chunk):
         its_x, its_labels = _part(flat, start, chunk), _part(labels, start, chunk)
         logits = matmul(its_x, weight.mT)
-        plan = _plan("cross_entropy_in_place", like(logits), like(its_labels), True)
-        plan(ignore_index, logits, its_labels, _part(losses, start, chunk))
+        plan = _plan("cross_entropy_in_place", like(logits), like(its_labels), True, ignore_index)
+        plan(logits, its_labels, _part(losses, start, chunk))
         matmul(logits, weight, out=_part(dflat, start, chunk))
         if exact:
             matmul(logits.mT, its_x, out=dweight, accumulate=start > 0)
         else:
-            more, size = matmul(logits.mT, its_x), weight.numel()
-            _at_once(module.accumulate, size)(more, dweight, size, start == 0)
+            more = matmul(logits.mT, its_x)
+            _of_numbers("accumulate", more.dtype, more.numel())(more, dweight, more.numel(), start == 0)
     if n == 0:
         dweight.zero_()
-    _mean(module, losses, labels, loss, count, ignore_index)
+    _mean(losses, labels, loss, count, ignore_index)
     return loss, (dx, dweight, count)
 
 
@@ -92,14 +91,12 @@ def linear_cross_entropy_inference(x: Tensor, weight: Tensor, targets: Tensor, i
     labels = _checked(x, weight, targets)
     loss, count, losses, lse = _numbers(x, labels.shape, 2)
     if not without_data(x):
-        flat, chunk = rows(x), _chunk_rows(weight)
+        flat, chunk = _matrix(x), _chunk_rows(weight)
         for start in range(0, labels.shape[0], chunk):
             logits, its_labels = matmul(_part(flat, start, chunk), weight.mT), _part(labels, start, chunk)
-            plan = _plan("cross_entropy_forward", like(logits), like(its_labels), True)
-            of_rows = _part(lse, start, chunk), _part(losses, start, chunk)
-            plan(ignore_index, logits, its_labels, *of_rows)
-        module = _module(weight.shape[0], x.dtype, True)
-        _mean(module, losses, labels, loss, count, ignore_index)
+            plan = _plan("cross_entropy_forward", like(logits), like(its_labels), True, ignore_index)
+            plan(logits, its_labels, _part(lse, start, chunk), _part(losses, start, chunk))
+        _mean(losses, labels, loss, count, ignore_index)
     return loss
 
 
@@ -108,10 +105,10 @@ def linear_cross_entropy_backward(dy: Tensor, saved: tuple):
     dx, dweight, count = saved
     gradients = empty(dx), torch.empty(dweight.shape, dtype=dx.dtype, device=dx.device)
     if not without_data(dx):
-        module, dy = _module(dweight.shape[0], dx.dtype, True), _one(dy)
+        dy = _one(dy)
         for x, y in zip((dx, dweight), gradients, strict=True):
-            kernel = module.scale_scalars if x.dtype == y.dtype else module.scale_floats
-            _at_once(kernel, x.numel())(x, y, dy, count, x.numel())
+            kernel = "scale_scalars" if x.dtype == y.dtype else "scale_floats"
+            _of_numbers(kernel, y.dtype, x.numel())(x, y, dy, count, x.numel())
     return gradients
 
 
@@ -152,28 +149,31 @@ def _chunk_rows(weight: Tensor) -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(kernel: str, logits: tuple, labels: tuple, aligned: bool) -> Callable:
-    """-> what launches a kernel that works on rows of logits, on ignore_index and its tensors."""
+def _plan(kernel: str, logits: tuple, labels: tuple, aligned: bool, ignore_index: int) -> Callable:
+    """-> what launches a kernel that works on rows of logits, on its tensors."""
     logits, labels = likes(logits, labels)
     check("cross_entropy", logits, labels)
-    (n, V), how = logits.shape, shape(logits.shape[1], logits.dtype, aligned, WIDEST)
+    (*batch, V), how = logits.shape, shape(logits, aligned, widest=WIDEST)
+    n = math.prod(batch)
     if n * V == 0:
         return nothing
-    launch = getattr(kernels("losses.cu", logits.dtype, how), kernel)[how.blocks(n), how.threads]
-    stride = logits.strides[0]
-    return lambda ignore_index, *tensors: launch(*tensors, stride, n, V, ignore_index)
+    launch = getattr(how.kernels("losses.cu", logits.dtype), kernel)[how.blocks(n), how.threads]
+    return launch.prepare(row_stride(logits), n, V, ignore_index)
 
 
-@functools.cache
-def _module(V: int, dtype: torch.dtype, aligned: bool):
-    """The kernels for rows of V logits."""
-    return kernels("losses.cu", dtype, shape(V, dtype, aligned, WIDEST))
+@functools.lru_cache(maxsize=1024)
+def _of_numbers(kernel: str, dtype: torch.dtype, n: int) -> Callable:
+    """A kernel of `mean_loss.cu` for n numbers without gaps."""
+    return getattr(module("mean_loss.cu", dtype, VECTOR=4), kernel)[max(cdiv(n, 1024), 1), 256]
 
 
-def _mean(module, losses: Tensor, labels: Tensor, loss: Tensor, count: Tensor, ignore_index: int) -> None:
-    module.mean_loss[1, 1024](losses, labels, loss, count, losses.numel(), ignore_index)
+def _mean(losses: Tensor, labels: Tensor, loss: Tensor, count: Tensor, ignore_index: int) -> None:
+    """loss ← the mean of the losses that count, and count ← how many these are."""
+    kernel = module("mean_loss.cu").mean_loss
+    kernel[1, 1024](losses, labels, loss, count, losses.numel(), ignore_index)
 
 
-def _at_once(kernel, n: int):
-    """A kernel without rows, for n numbers."""
-    return kernel[max(cdiv(n, 256), 1), 256]
+def _matrix(x: Tensor) -> Tensor:
+    """x `(..., C)` as `(rows, C)`."""
+    x = rows(x)
+    return x if x.dim() == 2 else x.view(-1, x.shape[-1])

@@ -33,14 +33,17 @@ def load(
     kernels that cannot be launched, and `CompileError` with the source's line for what is not CUDA C++.
     """
     read = _read(source, scalar, macros)
-    if emulate is None:
-        emulate = not torch.cuda.is_available() or os.environ.get("COURSE_EMULATE_CUDA") == "1"
-    if emulate:
+    if emulated() if emulate is None else emulate:
         library = emulator.compile(read.text, read.name, [read.folder], ())
         return Module(read.name, {k: EmulatedKernel(s, library) for k, s in read.signatures.items()})
     code = gpu.Code(read.text, read.name, read.folder)
     code.compile(torch.cuda.current_device())
     return Module(read.name, {k: gpu.GpuKernel(s, code) for k, s in read.signatures.items()})
+
+
+def emulated() -> bool:
+    """Whether kernels run on the CPU where nobody says otherwise."""
+    return not torch.cuda.is_available() or os.environ.get("COURSE_EMULATE_CUDA") == "1"
 
 
 def resources(

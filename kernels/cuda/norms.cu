@@ -25,17 +25,18 @@ __device__ void norm_forward(const scalar *x, const scalar *residual, const scal
         part.store(h + row * C, 0, C);
     }
 
+    const float one_nth = 1.0f / C;
     float mean = 0.0f;
     if (CENTERED) {
         float sum = 0.0f;
         each(0, C, [&](int p, int i, int) { sum += part(p, i); });
-        mean = sum_over_row(sum) / C;
+        mean = sum_over_row(sum) * one_nth;
     }
     // The row is in registers, so a second look at it costs nothing, and squares of small numbers are added: with
     // mean(h^2) - mean^2 all digits of the variance are lost when the mean is large.
     float squares = 0.0f;
     each(0, C, [&](int p, int i, int) { squares += (part(p, i) - mean) * (part(p, i) - mean); });
-    const float r = rsqrtf(sum_over_row(squares) / C + eps);
+    const float r = rsqrtf(sum_over_row(squares) * one_nth + eps);
 
     other.load(weight, 0, C);
     each(0, C, [&](int p, int i, int) { part(p, i) = other(p, i) * ((part(p, i) - mean) * r); });
@@ -57,9 +58,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK) layernorm_forward(
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK) rmsnorm_forward(
-    const scalar *x, const scalar *residual, const scalar *weight, scalar *y, scalar *h, float *stats,
-    int64_t x_stride, int64_t residual_stride, int rows, int C, float eps) {
-    norm_forward<false>(x, residual, weight, nullptr, y, h, stats, x_stride, residual_stride, rows, C, eps);
+    const scalar *x, const scalar *residual, const scalar *weight, const scalar *no_bias, scalar *y, scalar *h,
+    float *stats, int64_t x_stride, int64_t residual_stride, int rows, int C, float eps) {
+    norm_forward<false>(x, residual, weight, no_bias, y, h, stats, x_stride, residual_stride, rows, C, eps);
 }
 
 // With g = w dy:   dx = r (g - mean(g) - x^ mean(g x^)) + dh,   dw = sum of dy x^ over all rows,   db = sum of dy
@@ -74,6 +75,7 @@ __device__ void norm_backward(const scalar *dy, const scalar *dh, const scalar *
     Part w, d, x_hat, dw = {}, db = {};
     w.load(weight, 0, C);
     Fetched<scalar> next_dy, next_x;
+    const float one_nth = 1.0f / C;
     int64_t row = first_row();
     if (row < rows) {
         next_dy.fetch(dy + row * dy_stride, 0, C);
@@ -90,17 +92,17 @@ __device__ void norm_backward(const scalar *dy, const scalar *dh, const scalar *
             next_x.fetch(x + next * x_stride, 0, C);
         }
 
-        float sum_g = 0.0f, sum_gx = 0.0f;
+        float sums[2] = {};  // of g, and of g x^
         each(0, C, [&](int p, int i, int) {
             x_hat(p, i) = (x_hat(p, i) - mean) * r;
             dw(p, i) += d(p, i) * x_hat(p, i);
             if (CENTERED) db(p, i) += d(p, i);
             d(p, i) *= w(p, i);  // g
-            sum_g += d(p, i);
-            sum_gx += d(p, i) * x_hat(p, i);
+            sums[0] += d(p, i);
+            sums[1] += d(p, i) * x_hat(p, i);
         });
-        const float mean_g = CENTERED ? sum_over_row(sum_g) / C : 0.0f;
-        const float mean_gx = sum_over_row(sum_gx) / C;
+        sum_over_row(sums);
+        const float mean_g = CENTERED ? sums[0] * one_nth : 0.0f, mean_gx = sums[1] * one_nth;
         each(0, C, [&](int p, int i, int) { d(p, i) = r * (d(p, i) - mean_g - x_hat(p, i) * mean_gx); });
         if (dh != nullptr) {
             x_hat.load(dh + row * dh_stride, 0, C);
@@ -122,9 +124,8 @@ __device__ void norm_backward(const scalar *dy, const scalar *dh, const scalar *
     for (int warp = 0; warp < BLOCK_ROWS; warp++) {
         if (threadIdx.x / 32 == warp)
             each(0, C, [&](int p, int i, int column) {
-                dw(p, i) += warp > 0 ? of_block[0][column] : 0.0f;
-                db(p, i) += warp > 0 ? of_block[1][column] : 0.0f;
-                of_block[0][column] = dw(p, i), of_block[1][column] = db(p, i);
+                of_block[0][column] = dw(p, i) + (warp > 0 ? of_block[0][column] : 0.0f);
+                if (CENTERED) of_block[1][column] = db(p, i) + (warp > 0 ? of_block[1][column] : 0.0f);
             });
         __syncthreads();
     }

@@ -5,6 +5,7 @@ in a fixed order, so that two runs give the same bits.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -22,7 +23,7 @@ from kernels.cuda.launch import (
     processors,
     without_data,
 )
-from kernels.cuda.rows import aligned, kernels, rows, shape
+from kernels.cuda.rows import aligned, row_stride, rows, shape
 
 BLOCKS = 4  # of the backward pass, for each processor, where a block's warps have rows of their own
 
@@ -89,17 +90,22 @@ def _forward(norm: str, x: Tensor, residual: Tensor | None, weight: Tensor, bias
         raise ValueError(
             f"add_{norm}: x {tuple(x.shape)} and residual {tuple(residual.shape)} must have one shape."
         )
-    n = x.shape[:-1].numel()
-    y, stats = empty(x), x.new_empty((1 if bias is None else 2, n), dtype=torch.float32)
+    y, stats = empty(x), _stats(x, bias)
     h = None if residual is None else empty(x)
     if not without_data(x):
         x, weight = rows(x), weight.contiguous()
         residual = None if residual is None else rows(residual)
         bias = None if bias is None else bias.contiguous()
         wide = aligned(x, residual, weight, bias)
-        plan = _forward_plan(norm, like(x), like(residual), like(weight), like(bias), wide)
-        plan(x, residual, weight, bias, y, h, stats, float(eps))
+        plan = _forward_plan(norm, like(x), like(residual), like(weight), like(bias), wide, eps)
+        plan(x, residual, weight, bias, y, h, stats)
     return y, h, stats
+
+
+def _stats(x: Tensor, bias: Tensor | None) -> Tensor:
+    """float32: 1/√… of each row, and with a bias each row's mean."""
+    shape = (1 if bias is None else 2, *x.shape[:-1])
+    return torch.empty(shape, dtype=torch.float32, device=x.device)
 
 
 def _backward(norm: str, dy: Tensor, dh: Tensor | None, x: Tensor, weight: Tensor, stats: Tensor):
@@ -120,26 +126,21 @@ def _backward(norm: str, dy: Tensor, dh: Tensor | None, x: Tensor, weight: Tenso
 
 @functools.lru_cache(maxsize=1024)
 def _forward_plan(
-    norm: str, x: tuple, residual: tuple | None, weight: tuple, bias: tuple | None, aligned: bool
+    norm: str, x: tuple, residual: tuple | None, weight: tuple, bias: tuple | None, aligned: bool, eps: float
 ) -> Callable:
-    """-> what launches the kernel on x, residual, weight, bias, y, h, stats and eps."""
+    """-> what launches the kernel on x, residual, weight, bias, y, h and stats."""
     x, residual, weight, bias = likes(x, residual, weight, bias)
     check(norm if residual is None else f"add_{norm}", x, residual, weight, bias)
     if bias is not None and bias.shape != weight.shape:
         raise ValueError(
             f"{norm}: weight {tuple(weight.shape)} and bias {tuple(bias.shape)} must have one shape."
         )
-    (n, C), how = x.shape, shape(x.shape[1], x.dtype, aligned)
+    (*batch, C), how = x.shape, shape(x, aligned, residual)
+    n = math.prod(batch)
     if n * C == 0:
         return nothing
-    kernel = getattr(kernels("norms.cu", x.dtype, how), f"{norm}_forward")
-    launch = kernel[how.blocks(n), how.threads]
-    numbers = x.strides[0], 0 if residual is None else residual.strides[0], n, C
-    if norm == "rmsnorm":
-        return lambda x, residual, weight, _, y, h, stats, eps: launch(
-            x, residual, weight, y, h, stats, *numbers, eps
-        )
-    return lambda *tensors: launch(*tensors[:-1], *numbers, tensors[-1])
+    kernel = getattr(how.kernels("norms.cu", x.dtype), f"{norm}_forward")
+    return kernel[how.blocks(n), how.threads].prepare(row_stride(x), row_stride(residual), n, C, float(eps))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -149,20 +150,22 @@ def _backward_plan(
     """-> what launches the kernels on dy, dh, x, weight, stats, dx, dweight and dbias."""
     dy, dh, x, weight = likes(dy, dh, x, weight)
     check(norm, dy, dh, x, weight)
-    (n, C), how = x.shape, shape(x.shape[1], x.dtype, aligned)
+    (*batch, C), how = x.shape, shape(x, aligned, dy, dh)
+    n = math.prod(batch)
     if C == 0:
         return nothing
-    module = kernels("norms.cu", x.dtype, how)
+    kernels = how.kernels("norms.cu", x.dtype)
     blocks = min(how.blocks(n), processors(x.device) * BLOCKS)
-    numbers = dy.strides[0], 0 if dh is None else dh.strides[0], x.strides[0], n, C
     outputs = 1 if norm == "rmsnorm" else 2
-    add_up = module.sum_parts[(cdiv(C, 32), outputs), 256]
-    launch = getattr(module, f"{norm}_backward")[blocks, how.threads] if n else None
+    add_up = kernels.sum_parts[(cdiv(C, 32), outputs), 256].prepare(blocks, C)
+    launch = nothing
+    if n > 0:
+        kernel = getattr(kernels, f"{norm}_backward")[blocks, how.threads]
+        launch = kernel.prepare(row_stride(dy), row_stride(dh), row_stride(x), n, C)
 
     def run(dy, dh, x, weight, stats, dx, dweight, dbias):
         parts = torch.empty((blocks, 2, C), dtype=torch.float32, device=x.device)
-        if launch is not None:
-            launch(dy, dh, x, weight, stats, dx, parts, *numbers)
-        add_up(parts, dweight, dbias, blocks, C)
+        launch(dy, dh, x, weight, stats, dx, parts)
+        add_up(parts, dweight, dbias)
 
     return run

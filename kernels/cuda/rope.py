@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels.checks import check_rope
 from kernels.cuda.launch import cdiv, check, empty, like, likes, module, nothing, without_data
+from kernels.cuda.rows import aligned
 
 BLOCK = 256
 
@@ -32,14 +33,13 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     y = empty(x)
     if not without_data(x):
         x, cos, sin = (z if z.stride(-1) == 1 else z.contiguous() for z in (x, cos, sin))
-        together = x.data_ptr() | cos.data_ptr() | sin.data_ptr()
-        _plan(like(x), like(cos), like(sin), together % 16 == 0)(x, cos, sin, y, sign)
+        _plan(like(x), like(cos), like(sin), aligned(x, cos, sin), sign)(x, cos, sin, y)
     return y
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(x: tuple, cos: tuple, sin: tuple, aligned: bool) -> Callable:
-    """-> what launches the kernel on x, cos, sin, y and the sine's sign."""
+def _plan(x: tuple, cos: tuple, sin: tuple, aligned: bool, sign: float) -> Callable:
+    """-> what launches the kernel on x, cos, sin and y, with the sine times `sign`."""
     x, cos, sin = likes(x, cos, sin)
     check("rope", x, cos, sin)
     (B, T, H), half = x.shape[:3], x.shape[3] // 2
@@ -53,4 +53,4 @@ def _plan(x: tuple, cos: tuple, sin: tuple, aligned: bool) -> Callable:
         vector = 1
     groups = B * T * H * half // vector
     launch = module("rope.cu", x.dtype, VECTOR=vector).rotate[cdiv(groups, BLOCK), BLOCK]
-    return lambda x, cos, sin, y, sign: launch(x, cos, sin, y, groups, T, H, half, *strides, sign)
+    return launch.prepare(groups, T, H, half, *strides, sign)

@@ -84,29 +84,43 @@ struct Part {
     }
 };
 
-// One number of every thread of a row becomes one for all of them: their sum, their maximum. In each step lanes
-// exchange in pairs, half as far apart as in the last; after five every lane has the same. Warps then exchange
-// through shared memory. The order is always the same, and so are the bits of the result.
-template <class Join>
-__device__ float over_row(float value, Join join) {
+template <int LANES, int N, class Join>
+__device__ void over_lanes(float (&values)[N], Join join) {
 #pragma unroll
-    for (int apart = 16; apart > 0; apart /= 2) value = join(value, __shfl_xor_sync(~0u, value, apart));
-    if (ROW_WARPS > 1) {
-        __shared__ float of_warp[ROW_WARPS];
-        __syncthreads();  // the last time's numbers have been read
-        if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = value;
-        __syncthreads();
-        value = of_warp[threadIdx.x % ROW_WARPS];
+    for (int apart = LANES / 2; apart > 0; apart /= 2)
 #pragma unroll
-        for (int apart = ROW_WARPS / 2; apart > 0; apart /= 2)
-            value = join(value, __shfl_xor_sync(~0u, value, apart));
-    }
-    return value;
+        for (int n = 0; n < N; n++) values[n] = join(values[n], __shfl_xor_sync(~0u, values[n], apart));
 }
 
+// Numbers of every thread of a row become one for all of them: their sum, or their maximum; N at a time. In each step
+// lanes exchange in pairs, half as far apart as in the last; after five every lane has the same. Warps then exchange
+// through shared memory. The order is always the same, and so are the bits of the result.
+template <int N, class Join>
+__device__ void over_row(float (&values)[N], Join join) {
+    over_lanes<32>(values, join);
+    if (ROW_WARPS == 1) return;
+    __shared__ float of_warp[N][ROW_WARPS];
+    __syncthreads();  // the last time's numbers have been read
+#pragma unroll
+    for (int n = 0; n < N; n++)
+        if (threadIdx.x % 32 == 0) of_warp[n][threadIdx.x / 32] = values[n];
+    __syncthreads();
+#pragma unroll
+    for (int n = 0; n < N; n++) values[n] = of_warp[n][threadIdx.x % ROW_WARPS];
+    over_lanes<ROW_WARPS>(values, join);
+}
+
+template <int N>
+__device__ void sum_over_row(float (&values)[N]) {
+    over_row(values, [](float a, float b) { return a + b; });
+}
 __device__ inline float sum_over_row(float value) {
-    return over_row(value, [](float a, float b) { return a + b; });
+    float values[] = {value};
+    sum_over_row(values);
+    return values[0];
 }
 __device__ inline float max_over_row(float value) {
-    return over_row(value, [](float a, float b) { return fmaxf(a, b); });
+    float values[] = {value};
+    over_row(values, [](float a, float b) { return fmaxf(a, b); });
+    return values[0];
 }

@@ -1,12 +1,13 @@
 """Softmax over the last dimension: one launch a direction, each row read once and written once."""
 
 import functools
+import math
 from collections.abc import Callable
 
 from torch import Tensor
 
 from kernels.cuda.launch import check, check_gradient, empty, like, likes, nothing, without_data
-from kernels.cuda.rows import WIDEST, aligned, kernels, rows, shape
+from kernels.cuda.rows import WIDEST, aligned, row_stride, rows, shape
 
 
 def softmax_forward(x: Tensor):
@@ -37,11 +38,12 @@ def _forward_plan(x: tuple, aligned: bool) -> Callable:
     """-> what launches the kernel on x and y."""
     (x,) = likes(x)
     check("softmax", x)
-    (n, C), how = x.shape, shape(x.shape[1], x.dtype, aligned, WIDEST)
+    (*batch, C), how = x.shape, shape(x, aligned, widest=WIDEST)
+    n = math.prod(batch)
     if n * C == 0:
         return nothing
-    launch = kernels("softmax.cu", x.dtype, how).softmax_forward[how.blocks(n), how.threads]
-    return lambda x_, y: launch(x_, y, x.strides[0], n, C)
+    kernel = how.kernels("softmax.cu", x.dtype).softmax_forward
+    return kernel[how.blocks(n), how.threads].prepare(row_stride(x), n, C)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -49,8 +51,9 @@ def _backward_plan(dy: tuple, y: tuple, aligned: bool) -> Callable:
     """-> what launches the kernel on dy, y and dx."""
     dy, y = likes(dy, y)
     check("softmax", dy, y)
-    (n, C), how = y.shape, shape(y.shape[1], y.dtype, aligned, WIDEST)
+    (*batch, C), how = y.shape, shape(y, aligned, dy, widest=WIDEST)
+    n = math.prod(batch)
     if n * C == 0:
         return nothing
-    launch = kernels("softmax.cu", y.dtype, how).softmax_backward[how.blocks(n), how.threads]
-    return lambda dy_, y_, dx: launch(dy_, y_, dx, dy.strides[0], y.strides[0], n, C)
+    kernel = how.kernels("softmax.cu", y.dtype).softmax_backward
+    return kernel[how.blocks(n), how.threads].prepare(row_stride(dy), row_stride(y), n, C)

@@ -32,6 +32,9 @@ def tensor_map(x: Tensor, tile: tuple[int, ...], swizzle: int = 0) -> TensorMap:
     number of bytes, 32, 64 or 128, within which 16-byte pieces change places in shared memory, so that a
     column's pieces lie in different banks; 0 leaves them in order. Made once for an address and a shape.
 
+    A kernel may ask for tiles that begin anywhere, also outside, but in the last dimension only at multiples
+    of 16 bytes: any other is an illegal instruction, and no check before the launch can know of it.
+
     Raises `ValueError` for what the copy engine cannot fetch, `TypeError` for a dtype that it does not know.
     """
     size = x.element_size()
@@ -46,7 +49,7 @@ def tensor_map(x: Tensor, tile: tuple[int, ...], swizzle: int = 0) -> TensorMap:
         )
     if max(tile) > 256 or min(tile) < 1 or tile[-1] * size % 16 or (swizzle and tile[-1] * size > swizzle):
         raise ValueError(
-            "tensor_map: a tile has up to 256 elements a dimension; its rows have a multiple of 16 bytes, and "
+            "tensor_map: a tile has up to 256 elements a dimension; its rows have a multiple of 16 bytes, "
             f"not more than the swizzle; got {tile} of {x.dtype} with swizzle {swizzle}."
         )
     if isinstance(x, FakeTensor):

@@ -14,4 +14,8 @@ struct View {
         const int distance = key - position(query);
         return query < T && key < S && -before <= distance && distance <= after;
     }
+    // Whether each of n_queries sees each of n_keys: true of most tiles, and cheaper than to ask for each.
+    __device__ bool all_see_all(int query, int n_queries, int key, int n_keys) const {
+        return sees(query, key + n_keys - 1) && sees(query + n_queries - 1, key);
+    }
 };
