@@ -65,7 +65,10 @@ def sass(source: str | Path, *, capability: int = 90, **options) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(code)
-        return subprocess.run([reader, "-sass", file], capture_output=True, text=True, check=True).stdout
+        done = subprocess.run([reader, "-sass", file], capture_output=True, text=True)
+    if done.returncode:  # it may be older than the compiler
+        raise RuntimeError(f"cuobjdump cannot read this code: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
 
 
 def _plain(x):
