@@ -185,6 +185,8 @@ def test_an_unknown_kernel_names_those_that_are_there():
     module = load(GUARDED, emulate=True, BLOCK=64)
     with pytest.raises(AttributeError, match=r"has no kernel sub; it has add\."):
         module.sub  # noqa: B018
+    with pytest.raises(TypeError, match=r"add\[grid, block\]"):
+        module.add()
 
 
 def test_shapes_without_data_launch_nothing():

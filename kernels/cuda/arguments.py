@@ -16,6 +16,16 @@ INTEGERS = {
 }
 
 
+class Kernel:
+    """What a kernel of a source is before it has a grid and a block."""
+
+    signature: Signature
+
+    def __call__(self, *arguments) -> None:
+        name = self.signature.name
+        raise TypeError(f"{name}: say how many blocks and threads first: {name}[grid, block](..).")
+
+
 def launch_shape(kernel: str, shape: tuple) -> tuple[tuple[int, int, int], tuple[int, int, int], int]:
     """What stands in the brackets, `grid, block` or `grid, block, shared_bytes` -> all three, in full.
 

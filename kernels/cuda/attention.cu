@@ -1,5 +1,5 @@
-// What attention needs between its matrix products, when each is a product of its own: the masked softmax of the
-// scores and its gradient. One warp a row, `(B, H, T)` of them, each of S scores.
+// What attention needs between its matrix products, when each is a product of its own: the masked softmax of
+// the scores and its gradient. One warp a row, `(B, H, T)` of them, each of S scores.
 #include "view.cuh"
 
 __device__ float sum_of_warp(float x) {
@@ -16,10 +16,11 @@ __device__ float max_of_warp(float x) {
 
 __device__ int64_t row_of_warp() { return int64_t(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32; }
 
-// In place, scores become p = softmax(scores, masked). A sink is one more score, without a value: it takes part in
-// the sum. lse, the logarithm of that sum to base 2, is left for the gradient of the sink.
+// In place, scores become p = softmax(scores, masked). A sink is one more score, without a value: it takes
+// part in the sum. lse, the logarithm of that sum to base 2, is left for the gradient of the sink.
 extern "C" __global__ void masked_softmax_forward(
-    scalar *scores, const scalar *sink, float *lse, int64_t n_rows, int H, int T, int S, int before, int after) {
+    scalar *scores, const scalar *sink, float *lse, int64_t n_rows, int H, int T, int S, int before,
+    int after) {
     const int64_t row = row_of_warp();
     if (row >= n_rows) return;
     scores += row * S;
@@ -44,7 +45,8 @@ extern "C" __global__ void masked_softmax_forward(
 
 // In place, dp becomes ds = p (dp - delta), where delta = sum over keys of p dp. Masked scores have p = 0, so
 // the mask is not needed again.
-extern "C" __global__ void masked_softmax_backward(scalar *dp, const scalar *p, float *delta, int64_t n_rows, int S) {
+extern "C" __global__ void masked_softmax_backward(
+    scalar *dp, const scalar *p, float *delta, int64_t n_rows, int S) {
     const int64_t row = row_of_warp();
     if (row >= n_rows) return;
     dp += row * S;
@@ -58,8 +60,8 @@ extern "C" __global__ void masked_softmax_backward(scalar *dp, const scalar *p, 
     if (lane == 0) delta[row] = sum;
 }
 
-// dsink of one head: a sink's value is zero, so its dp is zero and its ds is -p delta, summed over all queries.
-// One block a head; its threads' sums are added in a tree, always the same one.
+// dsink of one head: a sink's value is zero, so its dp is zero and its ds is -p delta, summed over all
+// queries. One block a head; its threads' sums are added in a tree, always the same one.
 extern "C" __global__ void attention_dsink(
     const scalar *sink, const float *lse, const float *delta, scalar *dsink, int B, int H, int T) {
     __shared__ float sums[256];

@@ -1,24 +1,25 @@
 // FlashAttention-2 (Dao, 2023): y = softmax(scale q k^T, masked) v, the scores never in memory.
 //
 // Scores are kept in base 2: p = 2^(scale_2 q k^T - lse), where scale_2 is the scale times log2 of e, because
-// the hardware's exponential is 2^x. lse `(B, H, T)`, the logarithm of the softmax's denominator, is a logarithm
-// to base 2 as well. It and y are all that the backward pass needs of the forward pass.
+// the hardware's exponential is 2^x. lse `(B, H, T)`, the logarithm of the softmax's denominator, is a
+// logarithm to base 2 as well. It and y are all that the backward pass needs of the forward pass.
 #include "flash.cuh"
 
 // One block BLOCK_ROWS queries of one head: it walks along the keys with the online softmax (Milakov and
-// Gimelshein, 2018). A row has a running maximum, a running sum of 2^(score - maximum), and a sum of values with
-// those weights. When the maximum grows, both sums shrink: they were made with the old one.
+// Gimelshein, 2018). A row has a running maximum, a running sum of 2^(score - maximum), and a sum of values
+// with those weights. When the maximum grows, both sums shrink: they were made with the old one.
 extern "C" __global__ void __launch_bounds__(THREADS) flash_forward(
-    const scalar *q, const scalar *k, const scalar *v, const scalar *sink, scalar *y, float *lse, int64_t q_batch,
-    int q_row, int q_head, int64_t k_batch, int k_row, int k_head, int64_t v_batch, int v_row, int v_head, int H,
-    int group, int T, int S, int D, int before, int after, float scale_2) {
+    const scalar *q, const scalar *k, const scalar *v, const scalar *sink, scalar *y, float *lse,
+    int64_t q_batch, int q_row, int q_head, int64_t k_batch, int k_row, int k_head, int64_t v_batch,
+    int v_row, int v_head, int H, int group, int T, int S, int D, int before, int after, float scale_2) {
     extern __shared__ __align__(16) char memory[];
-    Row *q_tile = reinterpret_cast<Row *>(memory), *k_tile = q_tile + BLOCK_ROWS, *v_tile = k_tile + BLOCK_COLUMNS;
+    Row *q_tile = reinterpret_cast<Row *>(memory), *k_tile = q_tile + BLOCK_ROWS;
+    Row *v_tile = k_tile + BLOCK_COLUMNS;
     Scores *p_tile = reinterpret_cast<Scores *>(v_tile + BLOCK_COLUMNS);
 
     const int blocks = (T + BLOCK_ROWS - 1) / BLOCK_ROWS, batch = blockIdx.x / blocks / H;
     const int head = blockIdx.x / blocks % H, kv_head = head / group;
-    const int first = (blocks - 1 - int(blockIdx.x) % blocks) * BLOCK_ROWS;  // the last ones first: they see most
+    const int first = (blocks - 1 - int(blockIdx.x) % blocks) * BLOCK_ROWS;  // the last see most: they begin
     const View view{T, S, before, after};
     const Head q_of_head{q + batch * q_batch + int64_t(head) * q_head, T, q_row};
     const Head k_of_head{k + batch * k_batch + int64_t(kv_head) * k_head, S, k_row};
@@ -84,17 +85,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) flash_forward(
 //
 //     dv = p^T dy        ds = p (dp - delta)        dq = scale ds k        dk = scale ds^T q
 //
-// where delta = sum over keys of p dp = dy . y is one number a query. A sum over keys (dq) and sums over queries
-// (dk, dv) want different walks, and a sum that several blocks add to would depend on who comes first: so there
-// are two kernels, each with its sums to itself.
+// where delta = sum over keys of p dp = dy . y is one number a query. A sum over keys (dq) and sums over
+// queries (dk, dv) want different walks, and a sum that several blocks add to would depend on who comes
+// first: so there are two kernels, each with its sums to itself.
 
-// One block BLOCK_ROWS rows of dq, and their delta, which the other kernel needs: the forward's walk, with the
-// softmax known.
+// One block BLOCK_ROWS rows of dq, and their delta, which the other kernel needs: the forward's walk, with
+// the softmax known.
 extern "C" __global__ void __launch_bounds__(THREADS) flash_dq(
-    const scalar *q, const scalar *k, const scalar *v, const scalar *y, const float *lse, const scalar *dy, scalar *dq,
-    float *delta, int64_t q_batch, int q_row, int q_head, int64_t k_batch, int k_row, int k_head, int64_t v_batch,
-    int v_row, int v_head, int64_t dy_batch, int dy_row, int dy_head, int dq_row, int H, int group, int T, int S,
-    int D, int before, int after, float scale_2, float scale) {
+    const scalar *q, const scalar *k, const scalar *v, const scalar *y, const float *lse, const scalar *dy,
+    scalar *dq, float *delta, int64_t q_batch, int q_row, int q_head, int64_t k_batch, int k_row, int k_head,
+    int64_t v_batch, int v_row, int v_head, int64_t dy_batch, int dy_row, int dy_head, int dq_row, int H,
+    int group, int T, int S, int D, int before, int after, float scale_2, float scale) {
     extern __shared__ __align__(16) char memory[];
     Row *q_tile = reinterpret_cast<Row *>(memory), *dy_tile = q_tile + BLOCK_ROWS;
     Row *k_tile = dy_tile + BLOCK_ROWS, *v_tile = k_tile + BLOCK_COLUMNS;
@@ -156,20 +157,20 @@ extern "C" __global__ void __launch_bounds__(THREADS) flash_dq(
     store_rows(dq + (int64_t(batch) * T + first) * dq_row + head * D, dq_row, T - first, D, sum, factor);
 }
 
-// One block BLOCK_ROWS rows of dk and dv of one key-value head. It walks along the queries of all the heads that
-// share it; the tiles are (keys, queries), transposes of the other kernels'.
+// One block BLOCK_ROWS rows of dk and dv of one key-value head. It walks along the queries of all the heads
+// that share it; the tiles are (keys, queries), transposes of the other kernels'.
 extern "C" __global__ void __launch_bounds__(THREADS) flash_dkv(
     const scalar *q, const scalar *k, const scalar *v, const float *lse, const scalar *dy, const float *delta,
     scalar *dk, scalar *dv, int64_t q_batch, int q_row, int q_head, int64_t k_batch, int k_row, int k_head,
-    int64_t v_batch, int v_row, int v_head, int64_t dy_batch, int dy_row, int dy_head, int dk_row, int H, int group,
-    int T, int S, int D, int before, int after, float scale_2, float scale) {
+    int64_t v_batch, int v_row, int v_head, int64_t dy_batch, int dy_row, int dy_head, int dk_row, int H,
+    int group, int T, int S, int D, int before, int after, float scale_2, float scale) {
     extern __shared__ __align__(16) char memory[];
     Row *k_tile = reinterpret_cast<Row *>(memory), *v_tile = k_tile + BLOCK_ROWS;
     Row *q_tile = v_tile + BLOCK_ROWS, *dy_tile = q_tile + BLOCK_COLUMNS;
     Scores *scores = reinterpret_cast<Scores *>(dy_tile + BLOCK_COLUMNS);
 
-    const int blocks = (S + BLOCK_ROWS - 1) / BLOCK_ROWS, H_kv = H / group, batch = blockIdx.x / blocks / H_kv;
-    const int kv_head = blockIdx.x / blocks % H_kv;
+    const int blocks = (S + BLOCK_ROWS - 1) / BLOCK_ROWS, H_kv = H / group;
+    const int batch = blockIdx.x / blocks / H_kv, kv_head = blockIdx.x / blocks % H_kv;
     const int first = int(blockIdx.x) % blocks * BLOCK_ROWS;  // the first keys first: most queries see them
     const View view{T, S, before, after};
     const Head k_of_head{k + batch * k_batch + int64_t(kv_head) * k_head, S, k_row};
@@ -179,7 +180,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) flash_dkv(
 
     float dk_sum[ROWS][WIDTH] = {}, dv_sum[ROWS][WIDTH] = {};
     const int last = min(first + BLOCK_ROWS, S) - 1;
-    const int begin = max(0, first - after - view.position(0)), end = min(T, last + before + 1 - view.position(0));
+    const int begin = max(0, first - after - view.position(0));
+    const int end = min(T, last + before + 1 - view.position(0));
     for (int head = kv_head * group; head < (kv_head + 1) * group; head++) {
         const Head q_of_head{q + batch * q_batch + int64_t(head) * q_head, T, q_row};
         const Head dy_of_head{dy + batch * dy_batch + int64_t(head) * dy_head, T, dy_row};

@@ -1,5 +1,5 @@
-// What the three kernels of FlashAttention-2 share: tiles of q, k, v and dy in shared memory, and rows of scores
-// spread over threads.
+// What the three kernels of FlashAttention-2 share: tiles of q, k, v and dy in shared memory, and rows of
+// scores spread over threads.
 //
 // A block keeps BLOCK_ROWS rows of one kind (queries, or keys) and walks along the others, BLOCK_COLUMNS at a
 // time. ROW_OF_THREADS threads of one warp, neighbours, hold whole rows of scores between them: each has
@@ -29,7 +29,8 @@ __device__ void load_tile(Row *tile, const Head &head, int first, int D) {
     constexpr int PACKS = HEAD / GROUP;  // in a row; HEAD is D rounded up: 16, 32, 64, 128 or 256
     for (int i = threadIdx.x; i < ROWS_OF_TILE * PACKS; i += THREADS) {
         const int row = i / PACKS, column = i % PACKS * GROUP, count = first + row < head.n ? D - column : 0;
-        store_in_tile(tile[row] + column, read_pack<GROUP>(head.data + int64_t(first + row) * head.stride + column, count));
+        const scalar *place = head.data + int64_t(first + row) * head.stride + column;
+        store_in_tile(tile[row] + column, read_pack<GROUP>(place, count));
     }
 }
 
@@ -56,7 +57,8 @@ __device__ int place_in_row() { return threadIdx.x % ROW_OF_THREADS; }
 // Over the threads of a row; all of them get the result.
 __device__ float max_of_row(float x) {
 #pragma unroll
-    for (int lanes = ROW_OF_THREADS / 2; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lanes));
+    for (int lanes = ROW_OF_THREADS / 2; lanes > 0; lanes /= 2)
+        x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lanes));
     return x;
 }
 

@@ -1,7 +1,8 @@
 // Tiles of attention multiplied by single threads, in float whatever type came from memory.
 //
-// The threads stand in a rectangle, 16 to a row. What a whole row of threads needs of its scores, to weigh other
-// rows with them, it finds in shared memory; as it is one half of a warp, that takes no barrier of the block.
+// The threads stand in a rectangle, 16 to a row. What a whole row of threads needs of its scores, to weigh
+// other rows with them, it finds in shared memory; as it is one half of a warp, that takes no barrier of the
+// block.
 #pragma once
 
 constexpr int ROW_OF_THREADS = 16, ROWS = 4, THREADS = BLOCK_ROWS / ROWS * ROW_OF_THREADS;
@@ -9,8 +10,9 @@ constexpr int COLUMNS = BLOCK_COLUMNS / ROW_OF_THREADS, WIDTH = HEAD / ROW_OF_TH
 constexpr int VECTOR = WIDTH < 4 ? WIDTH : 4;  // neighbours among a thread's WIDTH numbers
 constexpr int GROUP = 4;                       // numbers that a thread copies at once
 
-// Rows in shared memory are four floats longer than they need be. So eight rows begin in eight different groups
-// of four banks, and eight threads that read four floats each, from a row each, do not wait for one another.
+// Rows in shared memory are four floats longer than they need be. So eight rows begin in eight different
+// groups of four banks, and eight threads that read four floats each, from a row each, do not wait for one
+// another.
 using Row = float[HEAD + 4];
 using Scores = float[BLOCK_COLUMNS + 4];
 using Four = Pack<float, 4>;
@@ -49,8 +51,8 @@ __device__ void multiply_rows(float (&s)[ROWS][COLUMNS], const Row *a, const Row
 }
 
 // sum += weights rows: every row of `sum` is a weighted sum of the BLOCK_COLUMNS rows.
-__device__ void add_weighted_rows(float (&sum)[ROWS][WIDTH], const float (&weights)[ROWS][COLUMNS], const Row *rows,
-                                  Scores *shared) {
+__device__ void add_weighted_rows(float (&sum)[ROWS][WIDTH], const float (&weights)[ROWS][COLUMNS],
+                                  const Row *rows, Scores *shared) {
     __syncwarp();  // all have read what was there before
 #pragma unroll
     for (int i = 0; i < ROWS; i++)
@@ -61,7 +63,8 @@ __device__ void add_weighted_rows(float (&sum)[ROWS][WIDTH], const float (&weigh
     for (int column = 0; column < BLOCK_COLUMNS; column += 4) {
         Four weight[ROWS];
 #pragma unroll
-        for (int i = 0; i < ROWS; i++) weight[i] = *reinterpret_cast<const Four *>(&shared[row_of(i)][column]);
+        for (int i = 0; i < ROWS; i++)
+            weight[i] = *reinterpret_cast<const Four *>(&shared[row_of(i)][column]);
 #pragma unroll
         for (int u = 0; u < 4; u++) {
 #pragma unroll

@@ -2,8 +2,8 @@
 //
 // A thread computes THREAD_M x THREAD_N numbers. For each k it takes THREAD_M + THREAD_N numbers from shared
 // memory and makes THREAD_M * THREAD_N products of them. Where a product is too small to have many tiles, the
-// threads of a block stand in SLICES groups: each multiplies every SLICES-th part of the slabs' ks for the whole
-// tile, and in the end their sums are added.
+// threads of a block stand in SLICES groups: each multiplies every SLICES-th part of the slabs' ks for the
+// whole tile, and in the end their sums are added.
 #pragma once
 
 #ifndef THREAD_M
@@ -12,14 +12,17 @@
 #define SLICES 1
 #endif
 
-constexpr int THREADS_M = BLOCK_M / THREAD_M, THREADS_N = BLOCK_N / THREAD_N, THREADS_OF_SLICE = THREADS_M * THREADS_N;
-constexpr int THREADS = THREADS_OF_SLICE * SLICES;
+constexpr int THREADS_M = BLOCK_M / THREAD_M, THREADS_N = BLOCK_N / THREAD_N;
+constexpr int THREADS_OF_SLICE = THREADS_M * THREADS_N, THREADS = THREADS_OF_SLICE * SLICES;
 constexpr int AT_ONCE = 512 / THREADS;  // blocks that a processor shall hold: then a thread has 128 registers
 static_assert(THREAD_M % 4 == 0 && THREAD_N % 4 == 0, "numbers are taken four at a time");
 
-// The slabs lie line beside line, whichever way they came: all numbers of one k are neighbours. Four columns
-// more than there are lines put the numbers of one line, which come together along k, into different banks.
-constexpr int SUMS = THREAD_M * (THREAD_N + 1);  // of a thread: its share of the tile, and of a's sums along k
+// The slabs lie line beside line, whichever way they came: all numbers of one k are neighbours. What comes
+// along k is stored a number at a time, by a warp that holds two packs each of 16 lines (32 bytes, the least
+// that memory is read by): four columns more than there are lines put these 32 numbers into 32 different
+// banks.
+constexpr int TOGETHER = 2;
+constexpr int SUMS = THREAD_M * (THREAD_N + 1);  // of a thread: its share of the tile, and of a's row sums
 union Slabs {
     struct {
         float a[2][BLOCK_K][BLOCK_M + 4], b[2][BLOCK_K][BLOCK_N + 4];
@@ -31,18 +34,17 @@ using Four = Pack<float, 4>;
 
 // Registers to shared memory.
 template <int BLOCK, int PACKS>
-__device__ void stash(float (&slab)[BLOCK_K][BLOCK + 4], const Pack<scalar, 4> (&packs)[PACKS], const Lines &lines) {
+__device__ void stash(float (&slab)[BLOCK_K][BLOCK + 4], const Pack<scalar, 4> (&packs)[PACKS],
+                      const Lines &lines) {
 #pragma unroll
     for (int i = 0; i < PACKS; i++) {
-        const int number = threadIdx.x + i * THREADS;
-        const int line = line_of_pack<BLOCK, 4>(number, lines.along_k());
-        const int k = k_of_pack<BLOCK, 4>(number, lines.along_k());
+        const PackPlace<BLOCK, 4, TOGETHER> place(threadIdx.x + i * THREADS, lines.along_k());
         const Four four = as_floats(packs[i]);
         if (lines.along_k()) {
 #pragma unroll
-            for (int j = 0; j < 4; j++) slab[k + j][line] = four.x[j];
+            for (int j = 0; j < 4; j++) slab[place.k + j][place.line] = four.x[j];
         } else {
-            *reinterpret_cast<Four *>(&slab[k][line]) = four;
+            *reinterpret_cast<Four *>(&slab[place.k][place.line]) = four;
         }
     }
 }
@@ -77,8 +79,8 @@ struct Tile {
     // Add the products of k_begin .. k_end. Once for each Tile.
     __device__ void multiply(Slabs &slabs, const Lines &a, const Lines &b, int k_begin, int k_end) {
         Pack<scalar, 4> next_a[BLOCK_M * BLOCK_K / 4 / THREADS], next_b[BLOCK_N * BLOCK_K / 4 / THREADS];
-        fetch<BLOCK_M, THREADS>(next_a, a, row, k_begin, k_end);
-        fetch<BLOCK_N, THREADS>(next_b, b, column, k_begin, k_end);
+        fetch<BLOCK_M, THREADS, TOGETHER>(next_a, a, row, k_begin, k_end);
+        fetch<BLOCK_N, THREADS, TOGETHER>(next_b, b, column, k_begin, k_end);
         int now = 0;
         for (int k = k_begin; k < k_end; k += BLOCK_K) {
             stash<BLOCK_M>(slabs.a[now], next_a, a);
@@ -87,8 +89,8 @@ struct Tile {
             // has waited here for all those who multiplied it.
             __syncthreads();
             if (k + BLOCK_K < k_end) {  // asked for now, needed when this slab is multiplied
-                fetch<BLOCK_M, THREADS>(next_a, a, row, k + BLOCK_K, k_end);
-                fetch<BLOCK_N, THREADS>(next_b, b, column, k + BLOCK_K, k_end);
+                fetch<BLOCK_M, THREADS, TOGETHER>(next_a, a, row, k + BLOCK_K, k_end);
+                fetch<BLOCK_N, THREADS, TOGETHER>(next_b, b, column, k + BLOCK_K, k_end);
             }
             add_products(slabs.a[now], slabs.b[now]);
             now ^= 1;

@@ -17,7 +17,7 @@ from torch._subclasses import FakeTensor
 from torch.nn import Parameter
 
 from kernels.cuda import driver, nvrtc
-from kernels.cuda.arguments import INTEGERS, check_arguments, launch_shape, place
+from kernels.cuda.arguments import INTEGERS, Kernel, check_arguments, launch_shape, place
 from kernels.cuda.signature import DTYPES, TENSOR_MAP, Signature
 from kernels.cuda.signature import Parameter as Argument
 from kernels.cuda.tensor_map import TensorMap
@@ -58,7 +58,7 @@ class Code:
         return driver.function(self._modules[device], kernel, device)
 
 
-class GpuKernel:
+class GpuKernel(Kernel):
     """A kernel on GPUs: `kernel[grid, block](*arguments)`, or `kernel[grid, block, shared_bytes](..)`.
 
     It is launched on PyTorch's current stream of the GPU that the tensors are on, and returns at once.

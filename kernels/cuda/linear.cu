@@ -2,12 +2,14 @@
 //
 //     y = x W^T + bias        dx = dy W        dW = dy^T x        dbias = the row sums of dy^T
 //
-// x is (rows, C_in), W is (C_out, C_in). Which strides are passed as whose decides what the product is of; and
-// what becomes of a sum before it is stored (a bias, a GELU, the slope of a GELU) costs no trip to memory.
+// x is (rows, C_in), W is (C_out, C_in). Which strides are passed as whose decides what the product is of;
+// and what becomes of a sum before it is stored (a bias, a GELU, the slope of a GELU) costs no trip to
+// memory.
 #include "gelu.cuh"
 #include "product.cuh"
 
-// y = x W^T + bias. With h, y is what a GELU takes: it is stored, for the backward pass, and h = gelu(y) as well.
+// y = x W^T + bias. With h, y is what a GELU takes: it is stored, for the backward pass, and h = gelu(y) as
+// well.
 extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) linear_forward(
     const scalar *x, const scalar *weight, const scalar *bias, scalar *y, scalar *h, int x_row, int x_column,
     int w_row, int w_column, int rows, int C_out, int C_in) {
@@ -40,9 +42,10 @@ __device__ void store_dweight(Tile<true> &tile, T *dweight, T *dbias, int C_out,
 
 // All gradients in one launch: the first blocks compute tiles of dW, the others tiles of dx.
 //
-// dW = dy^T x sums over all rows, of which there are many, into a matrix that may be small. So that there is work
-// for the whole GPU, n_parts blocks share a tile of dW, each with k_part rows to sum; if there are several, their
-// sums go to parts (n_parts, C_out C_in + C_out), the bias's after the weight's, and `sum_dweight` adds those.
+// dW = dy^T x sums over all rows, of which there are many, into a matrix that may be small. So that there is
+// work for the whole GPU, n_parts blocks share a tile of dW, each with k_part rows to sum; if there are
+// several, their sums go to parts (n_parts, C_out C_in + C_out), the bias's after the weight's, and
+// `sum_dweight` adds those.
 //
 // With `pre`, x was gelu(pre), and dx is not x's gradient but that of pre: dx = (dy W) gelu'(pre).
 extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) linear_backward(
@@ -77,8 +80,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) linear_backward(
     }
 }
 
-// The parts added in their order, one thread a number: the same bits in every run. Sums that blocks add to with
-// atomics would depend on which of them comes first.
+// The parts added in their order, one thread a number: the same bits in every run. Sums that blocks add to
+// with atomics would depend on which of them comes first.
 extern "C" __global__ void sum_dweight(
     const float *parts, scalar *dweight, scalar *dbias, int n_parts, int64_t n_weights, int C_out) {
     const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, stride = n_weights + C_out;

@@ -5,8 +5,6 @@
 // and of many tokens the mean, over those whose target is not `ignore_index`.
 #include "rows.cuh"
 
-constexpr int BLOCK = ROW_THREADS * BLOCK_ROWS;
-
 // log of the sum of exp over a row, read once: every thread keeps the largest number that it has met, and its sum of
 // exponentials relative to that (Milakov and Gimelshein, 2018). `part` then holds the row, or its last chunk.
 __device__ float log_sum_exp(Part &part, const scalar *row, int C) {
@@ -16,12 +14,13 @@ __device__ float log_sum_exp(Part &part, const scalar *row, int C) {
         float new_largest = largest;
         each(start, C, [&](int p, int i, int) { new_largest = fmaxf(new_largest, part(p, i)); });
         if (new_largest == -INFINITY) continue;  // nothing but zeros to add, and -inf - -inf is nan
-        sum *= expf(largest - new_largest);
-        each(start, C, [&](int p, int i, int) { sum += expf(part(p, i) - new_largest); });
+        sum *= __expf(largest - new_largest);
+        each(start, C, [&](int p, int i, int) { sum += __expf(part(p, i) - new_largest); });
         largest = new_largest;
     }
-    const float of_row = max_over_row(largest);
-    return of_row + logf(sum_over_row(largest == -INFINITY ? 0.0f : sum * expf(largest - of_row)));
+    const float of_row = max_over_row(largest, 0);
+    if (largest > -INFINITY) sum *= __expf(largest - of_row);
+    return of_row + logf(sum_over_row(sum, 1));
 }
 
 // 0 for a token that does not count; nan for a target that is no class.
@@ -35,14 +34,13 @@ __device__ void write_dlogits(Part &part, const scalar *row, scalar *drow, float
                               int V) {
     for (int start = 0; start < V; start += CHUNK) {
         if (V > CHUNK) part.load(row, start, V);  // a row that is too wide to be held is read again
-        each(start, V, [&](int p, int i, int column) {
-            part(p, i) = (expf(part(p, i) - lse) - (column == target ? 1.0f : 0.0f)) * scale;
+        store(drow, start, V, [&](int p, int i, int column) {
+            return (__expf(part(p, i) - lse) - (column == target ? 1.0f : 0.0f)) * scale;
         });
-        part.store(drow, start, V);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK)
+extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_1024)
     cross_entropy_forward(const scalar *logits, const int64_t *targets, float *lse, float *losses, int64_t stride,
                           int rows, int V, int64_t ignore_index) {
     const int64_t row = first_row();
@@ -55,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
     losses[row] = loss_of(logits, its_lse, targets[row], V, ignore_index);
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK)
+extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_1024)
     cross_entropy_backward(const float *dy, const scalar *logits, const int64_t *targets, const float *lse,
                            const float *count, scalar *dlogits, int64_t stride, int rows, int V,
                            int64_t ignore_index) {
@@ -70,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
 
 // Both at once, for logits that nobody else needs: they become their gradient, which is still to be divided by the
 // number of tokens.
-extern "C" __global__ void __launch_bounds__(BLOCK) cross_entropy_in_place(
+extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_1024) cross_entropy_in_place(
     scalar *logits, const int64_t *targets, float *losses, int64_t stride, int rows, int V, int64_t ignore_index) {
     const int64_t row = first_row();
     if (row >= rows) return;

@@ -1,4 +1,5 @@
-// The matrix product of the engine: C[b] = alpha A[b] B[b] (+ bias) (+ C[b]), for batches of matrices with any strides.
+// The matrix product of the engine: C[b] = alpha A[b] B[b] (+ bias) (+ C[b]), for batches of matrices with
+// any strides.
 //
 // A transposed factor is one whose strides are exchanged, a factor that all matrices of a batch share is one
 // whose batch stride is zero: neither needs a kernel of its own. A batch has two dimensions, the examples and
@@ -6,19 +7,21 @@
 #include "product.cuh"
 
 // Three numbers for C become one, here and where parts are summed.
-__device__ float finished(float sum, float alpha, const scalar *bias, int column, const scalar *place, bool add) {
+__device__ float finished(float sum, float alpha, const scalar *bias, int column, const scalar *place,
+                          bool add) {
     float result = alpha * sum;
     if (bias != nullptr) result += float(bias[column]);
     if (add) result += float(*place);
     return result;
 }
 
-// One block a tile of one matrix: blockIdx.x counts tiles, then matrices. With `parts`, blockIdx.y tells which
-// k_part numbers of K to sum, and the sums go to parts `(gridDim.y, matrices, M, N)`.
+// One block a tile of one matrix: blockIdx.x counts tiles, then matrices. With `parts`, blockIdx.y tells
+// which k_part numbers of K to sum, and the sums go to parts `(gridDim.y, matrices, M, N)`.
 extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) matmul(
-    const scalar *a, const scalar *b, const scalar *bias, scalar *c, float *parts, int M, int N, int K, int k_part,
-    int inner, int64_t a_outer, int64_t a_inner, int a_row, int a_column, int64_t b_outer, int64_t b_inner, int b_row,
-    int b_column, int64_t c_outer, int64_t c_inner, int c_row, float alpha, bool add) {
+    const scalar *a, const scalar *b, const scalar *bias, scalar *c, float *parts, int M, int N, int K,
+    int k_part, int inner, int64_t a_outer, int64_t a_inner, int a_row, int a_column, int64_t b_outer,
+    int64_t b_inner, int b_row, int b_column, int64_t c_outer, int64_t c_inner, int c_row, float alpha,
+    bool add) {
     __shared__ Slabs slabs;
     const int tiles = tiles_of(M, N);
     const int matrix = blockIdx.x / tiles, outer = matrix / inner, in = matrix % inner;

@@ -13,7 +13,7 @@ import torch
 from torch._subclasses import FakeTensor
 
 from kernels.cuda import emulator, gpu, nvrtc
-from kernels.cuda.arguments import check_arguments, launch_shape
+from kernels.cuda.arguments import Kernel, check_arguments, launch_shape
 from kernels.cuda.signature import SCALARS, Signature, signatures
 
 HERE = Path(__file__).parent
@@ -114,7 +114,7 @@ class Module:
         return f"<{self._name}: {', '.join(self._kernels)}>"
 
 
-class EmulatedKernel:
+class EmulatedKernel(Kernel):
     """A kernel on the CPU: `kernel[grid, block](*arguments)`, or `kernel[grid, block, shared_bytes](..)`."""
 
     def __init__(self, signature: Signature, library):

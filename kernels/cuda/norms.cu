@@ -7,8 +7,6 @@
 #include "rows.cuh"
 #include "sums.cuh"
 
-constexpr int BLOCK = ROW_THREADS * BLOCK_ROWS;
-
 // CENTERED: LayerNorm, which subtracts the mean and adds a bias. `stats` is 1 / sqrt(..) of each row, then each mean.
 template <bool CENTERED>
 __device__ void norm_forward(const scalar *x, const scalar *residual, const scalar *weight, const scalar *bias,
@@ -16,13 +14,14 @@ __device__ void norm_forward(const scalar *x, const scalar *residual, const scal
                              int C, float eps) {
     const int64_t row = first_row();
     if (row >= rows) return;
-    Part part, other;
+    Part part;
     part.load(x + row * x_stride, 0, C);
     if (residual != nullptr) {
+        Part other;
         other.load(residual + row * residual_stride, 0, C);
         // Rounded as it is stored: the backward pass will see these numbers, and no others.
-        each(0, C, [&](int p, int i, int) { part(p, i) = float(scalar(part(p, i) + other(p, i))); });
-        part.store(h + row * C, 0, C);
+        each(0, C, [&](int p, int i, int) { part.pieces[p].x[i] = scalar(part(p, i) + other(p, i)); });
+        store(h + row * C, 0, C, part);
     }
 
     const float one_nth = 1.0f / C;
@@ -30,34 +29,34 @@ __device__ void norm_forward(const scalar *x, const scalar *residual, const scal
     if (CENTERED) {
         float sum = 0.0f;
         each(0, C, [&](int p, int i, int) { sum += part(p, i); });
-        mean = sum_over_row(sum) * one_nth;
+        mean = sum_over_row(sum, 0) * one_nth;
     }
     // The row is in registers, so a second look at it costs nothing, and squares of small numbers are added: with
     // mean(h^2) - mean^2 all digits of the variance are lost when the mean is large.
     float squares = 0.0f;
     each(0, C, [&](int p, int i, int) { squares += (part(p, i) - mean) * (part(p, i) - mean); });
-    const float r = rsqrtf(sum_over_row(squares) * one_nth + eps);
+    const float r = rsqrtf(sum_over_row(squares, 1) * one_nth + eps);
 
-    other.load(weight, 0, C);
-    each(0, C, [&](int p, int i, int) { part(p, i) = other(p, i) * ((part(p, i) - mean) * r); });
-    if (CENTERED) {
-        other.load(bias, 0, C);
-        each(0, C, [&](int p, int i, int) { part(p, i) += other(p, i); });
-    }
-    part.store(y + row * C, 0, C);
+    Part w, b;
+    w.load(weight, 0, C);
+    if (CENTERED) b.load(bias, 0, C);
+    store(y + row * C, 0, C, [&](int p, int i, int) {
+        const float scaled = w(p, i) * ((part(p, i) - mean) * r);
+        return CENTERED ? scaled + b(p, i) : scaled;
+    });
     if (threadIdx.x % ROW_THREADS == 0) {
         stats[row] = r;
         if (CENTERED) stats[rows + row] = mean;
     }
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK) layernorm_forward(
+extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_1024) layernorm_forward(
     const scalar *x, const scalar *residual, const scalar *weight, const scalar *bias, scalar *y, scalar *h,
     float *stats, int64_t x_stride, int64_t residual_stride, int rows, int C, float eps) {
     norm_forward<true>(x, residual, weight, bias, y, h, stats, x_stride, residual_stride, rows, C, eps);
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK) rmsnorm_forward(
+extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_1024) rmsnorm_forward(
     const scalar *x, const scalar *residual, const scalar *weight, const scalar *no_bias, scalar *y, scalar *h,
     float *stats, int64_t x_stride, int64_t residual_stride, int rows, int C, float eps) {
     norm_forward<false>(x, residual, weight, no_bias, y, h, stats, x_stride, residual_stride, rows, C, eps);
@@ -72,50 +71,51 @@ template <bool CENTERED>
 __device__ void norm_backward(const scalar *dy, const scalar *dh, const scalar *x, const scalar *weight,
                               const float *stats, scalar *dx, float *parts, int64_t dy_stride, int64_t dh_stride,
                               int64_t x_stride, int rows, int C) {
-    Part w, d, x_hat, dw = {}, db = {};
-    w.load(weight, 0, C);
-    Fetched<scalar> next_dy, next_x;
+    float dw[PIECES][VECTOR] = {}, db[PIECES][VECTOR] = {};
+    Part w, d, h, next_d, next_h;
     const float one_nth = 1.0f / C;
-    int64_t row = first_row();
-    if (row < rows) {
-        next_dy.fetch(dy + row * dy_stride, 0, C);
-        next_x.fetch(x + row * x_stride, 0, C);
-    }
-    for (; row < rows; row += row_step()) {
-        const float r = stats[row], mean = CENTERED ? stats[rows + row] : 0.0f;
-        d.take(next_dy, 0, C);
-        x_hat.take(next_x, 0, C);
-        // The next row is on its way while this one is worked on.
-        const int64_t next = row + row_step();
-        if (next < rows) {
-            next_dy.fetch(dy + next * dy_stride, 0, C);
-            next_x.fetch(x + next * x_stride, 0, C);
-        }
+    int turn = 0;
+    float next_r, next_mean = 0.0f;
+    const auto ask_for = [&](int64_t row) {
+        if (row >= rows) return;
+        next_d.load(dy + row * dy_stride, 0, C);
+        next_h.load(x + row * x_stride, 0, C);
+        next_r = stats[row];
+        if (CENTERED) next_mean = stats[rows + row];
+    };
+    ask_for(first_row());
+    for (int64_t row = first_row(); row < rows; row += row_step()) {
+        d = next_d, h = next_h;
+        const float r = next_r, mean = next_mean;
+        ask_for(row + row_step());  // it is on its way while this one is worked on
+        w.load(weight, 0, C);       // every time, from the cache: registers are scarcer than loads
+        const auto x_hat = [&](int p, int i) { return (h(p, i) - mean) * r; };
+        const auto g = [&](int p, int i) { return w(p, i) * d(p, i); };
 
         float sums[2] = {};  // of g, and of g x^
         each(0, C, [&](int p, int i, int) {
-            x_hat(p, i) = (x_hat(p, i) - mean) * r;
-            dw(p, i) += d(p, i) * x_hat(p, i);
-            if (CENTERED) db(p, i) += d(p, i);
-            d(p, i) *= w(p, i);  // g
-            sums[0] += d(p, i);
-            sums[1] += d(p, i) * x_hat(p, i);
+            dw[p][i] += d(p, i) * x_hat(p, i);
+            if (CENTERED) db[p][i] += d(p, i);
+            if (CENTERED) sums[0] += g(p, i);
+            sums[1] += g(p, i) * x_hat(p, i);
         });
-        sum_over_row(sums);
-        const float mean_g = CENTERED ? sums[0] * one_nth : 0.0f, mean_gx = sums[1] * one_nth;
-        each(0, C, [&](int p, int i, int) { d(p, i) = r * (d(p, i) - mean_g - x_hat(p, i) * mean_gx); });
-        if (dh != nullptr) {
-            x_hat.load(dh + row * dh_stride, 0, C);
-            each(0, C, [&](int p, int i, int) { d(p, i) += x_hat(p, i); });
+        sums_over_row(sums, turn++);
+        const float mean_g = sums[0] * one_nth, mean_gx = sums[1] * one_nth;
+        const auto dx_of = [&](int p, int i, int) { return r * (g(p, i) - mean_g - x_hat(p, i) * mean_gx); };
+        if (dh == nullptr) {
+            store(dx + row * C, 0, C, dx_of);
+        } else {
+            Part more;
+            more.load(dh + row * dh_stride, 0, C);
+            store(dx + row * C, 0, C, [&](int p, int i, int column) { return dx_of(p, i, column) + more(p, i); });
         }
-        d.store(dx + row * C, 0, C);
     }
 
     parts += int64_t(blockIdx.x) * 2 * C;
     if (BLOCK_ROWS == 1) {
         each(0, C, [&](int p, int i, int column) {
-            parts[column] = dw(p, i);
-            if (CENTERED) parts[C + column] = db(p, i);
+            parts[column] = dw[p][i];
+            if (CENTERED) parts[C + column] = db[p][i];
         });
         return;
     }
@@ -124,8 +124,8 @@ __device__ void norm_backward(const scalar *dy, const scalar *dh, const scalar *
     for (int warp = 0; warp < BLOCK_ROWS; warp++) {
         if (threadIdx.x / 32 == warp)
             each(0, C, [&](int p, int i, int column) {
-                of_block[0][column] = dw(p, i) + (warp > 0 ? of_block[0][column] : 0.0f);
-                if (CENTERED) of_block[1][column] = db(p, i) + (warp > 0 ? of_block[1][column] : 0.0f);
+                of_block[0][column] = dw[p][i] + (warp > 0 ? of_block[0][column] : 0.0f);
+                if (CENTERED) of_block[1][column] = db[p][i] + (warp > 0 ? of_block[1][column] : 0.0f);
             });
         __syncthreads();
     }
@@ -135,13 +135,13 @@ __device__ void norm_backward(const scalar *dy, const scalar *dh, const scalar *
     }
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK) layernorm_backward(
+extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_512) layernorm_backward(
     const scalar *dy, const scalar *dh, const scalar *x, const scalar *weight, const float *stats, scalar *dx,
     float *parts, int64_t dy_stride, int64_t dh_stride, int64_t x_stride, int rows, int C) {
     norm_backward<true>(dy, dh, x, weight, stats, dx, parts, dy_stride, dh_stride, x_stride, rows, C);
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK) rmsnorm_backward(
+extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_512) rmsnorm_backward(
     const scalar *dy, const scalar *dh, const scalar *x, const scalar *weight, const float *stats, scalar *dx,
     float *parts, int64_t dy_stride, int64_t dh_stride, int64_t x_stride, int rows, int C) {
     norm_backward<false>(dy, dh, x, weight, stats, dx, parts, dy_stride, dh_stride, x_stride, rows, C);

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kernels.checks import check_width
 from kernels.cuda.launch import (
+    Like,
     cdiv,
     check,
     check_gradient,
@@ -23,9 +24,9 @@ from kernels.cuda.launch import (
     processors,
     without_data,
 )
-from kernels.cuda.rows import aligned, row_stride, rows, shape
+from kernels.cuda.rows import Shape, aligned, row_stride, rows, shape
 
-BLOCKS = 4  # of the backward pass, for each processor, where a block's warps have rows of their own
+RESIDENT = 512  # threads of the backward pass that a processor has registers for
 
 
 def rmsnorm_forward(x: Tensor, weight: Tensor, eps: float):
@@ -143,6 +144,11 @@ def _forward_plan(
     return kernel[how.blocks(n), how.threads].prepare(row_stride(x), row_stride(residual), n, C, float(eps))
 
 
+def _backward_shape(x: Like, aligned: bool, *others: Like | None) -> Shape:
+    """As for the forward pass, but each number of a row takes six registers, or four if it has two bytes."""
+    return shape(x, aligned, *others, warp=768, numbers=32 // x.dtype.itemsize, threads=RESIDENT)
+
+
 @functools.lru_cache(maxsize=1024)
 def _backward_plan(
     norm: str, dy: tuple, dh: tuple | None, x: tuple, weight: tuple, aligned: bool
@@ -150,12 +156,12 @@ def _backward_plan(
     """-> what launches the kernels on dy, dh, x, weight, stats, dx, dweight and dbias."""
     dy, dh, x, weight = likes(dy, dh, x, weight)
     check(norm, dy, dh, x, weight)
-    (*batch, C), how = x.shape, shape(x, aligned, dy, dh)
+    (*batch, C), how = x.shape, _backward_shape(x, aligned, dy, dh)
     n = math.prod(batch)
     if C == 0:
         return nothing
     kernels = how.kernels("norms.cu", x.dtype)
-    blocks = min(how.blocks(n), processors(x.device) * BLOCKS)
+    blocks = min(how.blocks(n), processors(x.device) * max(RESIDENT // how.threads, 1))
     outputs = 1 if norm == "rmsnorm" else 2
     add_up = kernels.sum_parts[(cdiv(C, 32), outputs), 256].prepare(blocks, C)
     launch = nothing

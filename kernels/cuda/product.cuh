@@ -2,8 +2,8 @@
 //
 //     c(m, n) = sum over k of a(m, k) b(k, n)
 //
-// A thread that computed one number of C would read two numbers for every multiplication. Here a number is read
-// from memory once for a whole tile, and used again at two levels:
+// A thread that computed one number of C would read two numbers for every multiplication. Here a number is
+// read from memory once for a whole tile, and used again at two levels:
 //
 // - A block computes BLOCK_M x BLOCK_N numbers of C. It walks along K in steps of BLOCK_K, and copies a slab
 //   of A and a slab of B to shared memory: each number there serves BLOCK_N or BLOCK_M products.
@@ -29,7 +29,9 @@ struct Corner {
     int row, column;  // counted in tiles
 };
 
-__device__ int tiles_of(int M, int N) { return ((M + BLOCK_M - 1) / BLOCK_M) * ((N + BLOCK_N - 1) / BLOCK_N); }
+__device__ int tiles_of(int M, int N) {
+    return ((M + BLOCK_M - 1) / BLOCK_M) * ((N + BLOCK_N - 1) / BLOCK_N);
+}
 
 __device__ Corner corner(int tile, int M, int N) {
     const int rows = (M + BLOCK_M - 1) / BLOCK_M, columns = (N + BLOCK_N - 1) / BLOCK_N;
@@ -48,27 +50,26 @@ struct Lines {
     __device__ bool along_k() const { return k_stride == 1; }
 };
 
-// A slab is fetched in packs of GROUP numbers, neighbours in memory if there are any: along k, or across lines.
-// Neighbouring threads take neighbouring packs, so that a warp reads whole stretches of memory.
-template <int BLOCK, int GROUP>
-__device__ int line_of_pack(int i, bool along_k) {
-    return along_k ? i / (BLOCK_K / GROUP) : i % (BLOCK / GROUP) * GROUP;
-}
+// A slab is fetched in packs of GROUP numbers, neighbours in memory if there are any: along k, or across
+// lines. Neighbouring threads take neighbouring packs, so that a warp reads whole stretches of memory; along
+// k, TOGETHER packs of a line and then those of the next one.
+template <int BLOCK, int GROUP, int TOGETHER>
+struct PackPlace {
+    int line, k;  // in the slab
 
-template <int BLOCK, int GROUP>
-__device__ int k_of_pack(int i, bool along_k) {
-    return along_k ? i % (BLOCK_K / GROUP) * GROUP : i / (BLOCK / GROUP);
-}
+    __device__ PackPlace(int i, bool along_k)
+        : line(along_k ? i / TOGETHER % BLOCK : i % (BLOCK / GROUP) * GROUP),
+          k(along_k ? (i / (TOGETHER * BLOCK) * TOGETHER + i % TOGETHER) * GROUP : i / (BLOCK / GROUP)) {}
+};
 
 // Memory to registers: this thread's packs of the slab of BLOCK lines that begins at (line, k).
-template <int BLOCK, int THREADS, int GROUP, int PACKS>
+template <int BLOCK, int THREADS, int TOGETHER, int GROUP, int PACKS>
 __device__ void fetch(Pack<scalar, GROUP> (&packs)[PACKS], const Lines &lines, int line, int k, int k_end) {
     static_assert(PACKS * GROUP * THREADS == BLOCK * BLOCK_K, "every thread fetches as much of a slab");
 #pragma unroll
     for (int i = 0; i < PACKS; i++) {
-        const int number = threadIdx.x + i * THREADS;
-        const int its_line = line + line_of_pack<BLOCK, GROUP>(number, lines.along_k());
-        const int its_k = k + k_of_pack<BLOCK, GROUP>(number, lines.along_k());
+        const PackPlace<BLOCK, GROUP, TOGETHER> in_slab(threadIdx.x + i * THREADS, lines.along_k());
+        const int its_line = line + in_slab.line, its_k = k + in_slab.k;
         const scalar *place = lines.data + int64_t(its_line) * lines.stride + int64_t(its_k) * lines.k_stride;
         const int lines_left = lines.count - its_line, ks_left = k_end - its_k;
         if (lines.along_k())

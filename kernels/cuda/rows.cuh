@@ -22,6 +22,13 @@ constexpr int STEP = ROW_THREADS * VECTOR, CHUNK = PIECES * STEP, ROW_WARPS = RO
 static_assert(ROW_THREADS == 32 || BLOCK_ROWS == 1, "a row has one warp or the whole block");
 static_assert((ROW_WARPS & (ROW_WARPS - 1)) == 0, "warps are added up in pairs");
 
+constexpr int BLOCK = ROW_THREADS * BLOCK_ROWS;
+
+// How many blocks of a whole row a processor shall have room for: as many as have 1024 threads, or 512. A block waits
+// while it reads, and again at a barrier; meanwhile others must have their reads on their way. The compiler is told,
+// so that it keeps a thread's registers few enough.
+constexpr int ROOM_FOR_1024 = BLOCK_ROWS > 1 ? 0 : 1024 / BLOCK, ROOM_FOR_512 = BLOCK_ROWS > 1 ? 0 : 512 / BLOCK;
+
 // The row that these threads begin with, and how many rows all threads work on at a time.
 __device__ inline int64_t first_row() { return int64_t(blockIdx.x) * BLOCK_ROWS + threadIdx.x / ROW_THREADS; }
 __device__ inline int64_t row_step() { return int64_t(gridDim.x) * BLOCK_ROWS; }
@@ -40,49 +47,38 @@ __device__ void each(int start, int C, Use use) {
         }
 }
 
-// This thread's numbers of a chunk, as they are in memory. Whoever asks for them early, and uses them late, has
-// something else to do while they are on their way.
-template <class T>
-struct Fetched {
-    Neighbours<T> pieces[PIECES];
+// This thread's numbers of a chunk, as they are in memory: of two bytes each, two fit in a register, and the more of
+// them a processor's registers hold, the more of them are on their way at a time. They become floats where they are
+// used: every sum is a sum of floats.
+struct Part {
+    Neighbours<scalar> pieces[PIECES];
 
-    __device__ void fetch(const T *row, int start, int C) {
+    __device__ float operator()(int p, int i, int = 0) const { return float(pieces[p].x[i]); }
+
+    __device__ void load(const scalar *row, int start, int C) {
 #pragma unroll
         for (int p = 0; p < PIECES; p++)
             if (start + column_of(p) < C) pieces[p] = read(row + start + column_of(p));
     }
 };
 
-// The same as float, to compute with: every sum is a sum of floats, whatever the numbers are in memory.
-struct Part {
-    float x[PIECES][VECTOR];
-
-    __device__ float &operator()(int p, int i) { return x[p][i]; }
-
-    template <class T>
-    __device__ void take(const Fetched<T> &fetched, int start, int C) {
-        each(start, C, [&](int p, int i, int) { x[p][i] = float(fetched.pieces[p].x[i]); });
-    }
-
-    template <class T>
-    __device__ void load(const T *row, int start, int C) {
-        Fetched<T> fetched;
-        fetched.fetch(row, start, C);
-        take(fetched, start, C);
-    }
-
-    template <class T>
-    __device__ void store(T *row, int start, int C) const {
+// value(p, i, column) to every column of this thread.
+template <class Value>
+__device__ void store(scalar *row, int start, int C, Value value) {
 #pragma unroll
-        for (int p = 0; p < PIECES; p++)
-            if (start + column_of(p) < C) {
-                Neighbours<T> piece;
+    for (int p = 0; p < PIECES; p++)
+        if (start + column_of(p) < C) {
+            Neighbours<scalar> piece;
 #pragma unroll
-                for (int i = 0; i < VECTOR; i++) piece.x[i] = T(x[p][i]);
-                write(row + start + column_of(p), piece);
-            }
-    }
-};
+            for (int i = 0; i < VECTOR; i++) piece.x[i] = scalar(value(p, i, start + column_of(p) + i));
+            write(row + start + column_of(p), piece);
+        }
+}
+
+// ---- One number of every thread of a row becomes one for all of them: their sum, or their maximum
+//
+// In each step lanes exchange in pairs, half as far apart as in the last; after five every lane has the same. Warps
+// then exchange through shared memory. The order is always the same, and so are the bits of the result.
 
 template <int LANES, int N, class Join>
 __device__ void over_lanes(float (&values)[N], Join join) {
@@ -92,35 +88,34 @@ __device__ void over_lanes(float (&values)[N], Join join) {
         for (int n = 0; n < N; n++) values[n] = join(values[n], __shfl_xor_sync(~0u, values[n], apart));
 }
 
-// Numbers of every thread of a row become one for all of them: their sum, or their maximum; N at a time. In each step
-// lanes exchange in pairs, half as far apart as in the last; after five every lane has the same. Warps then exchange
-// through shared memory. The order is always the same, and so are the bits of the result.
+// N numbers at a time. `turn` counts calls. With one place in shared memory there would have to be a barrier before it
+// is written again, too; two places take turns, and who writes to one has met all who read there before.
 template <int N, class Join>
-__device__ void over_row(float (&values)[N], Join join) {
+__device__ void over_row(float (&values)[N], int turn, Join join) {
     over_lanes<32>(values, join);
     if (ROW_WARPS == 1) return;
-    __shared__ float of_warp[N][ROW_WARPS];
-    __syncthreads();  // the last time's numbers have been read
+    __shared__ float of_warp[2][N][ROW_WARPS];
+    if (threadIdx.x % 32 == 0) {
 #pragma unroll
-    for (int n = 0; n < N; n++)
-        if (threadIdx.x % 32 == 0) of_warp[n][threadIdx.x / 32] = values[n];
+        for (int n = 0; n < N; n++) of_warp[turn % 2][n][threadIdx.x / 32] = values[n];
+    }
     __syncthreads();
 #pragma unroll
-    for (int n = 0; n < N; n++) values[n] = of_warp[n][threadIdx.x % ROW_WARPS];
+    for (int n = 0; n < N; n++) values[n] = of_warp[turn % 2][n][threadIdx.x % ROW_WARPS];
     over_lanes<ROW_WARPS>(values, join);
 }
 
 template <int N>
-__device__ void sum_over_row(float (&values)[N]) {
-    over_row(values, [](float a, float b) { return a + b; });
+__device__ void sums_over_row(float (&values)[N], int turn) {
+    over_row(values, turn, [](float a, float b) { return a + b; });
 }
-__device__ inline float sum_over_row(float value) {
+__device__ inline float sum_over_row(float value, int turn) {
     float values[] = {value};
-    sum_over_row(values);
+    sums_over_row(values, turn);
     return values[0];
 }
-__device__ inline float max_over_row(float value) {
+__device__ inline float max_over_row(float value, int turn) {
     float values[] = {value};
-    over_row(values, [](float a, float b) { return fmaxf(a, b); });
+    over_row(values, turn, [](float a, float b) { return fmaxf(a, b); });
     return values[0];
 }

@@ -10,8 +10,7 @@ from torch import Tensor
 from kernels.cuda.launch import Like, cdiv, module
 from kernels.cuda.module import Module
 
-NUMBERS = 16  # of a row that a thread holds, where the row has a block
-WIDEST = 16 * 1024  # numbers that a block holds: wider rows go through it in chunks, or spill
+WIDEST = 16 * 1024  # numbers that a block holds without spilling registers
 
 
 class Shape(NamedTuple):
@@ -60,23 +59,30 @@ def aligned(*tensors: Tensor | None) -> bool:
     return together % 16 == 0
 
 
-def shape(x: Like, aligned: bool, *others: Like | None, widest: int | None = None) -> Shape:
-    """For the rows of x and of others like it: a warp for up to 1024 numbers, a block for more; 16 bytes at a
-    time if all are `aligned` and stay so from row to row.
+def shape(
+    x: Like,
+    aligned: bool,
+    *others: Like | None,
+    warp: int = 1024,
+    numbers: int = 16,
+    threads: int = 1024,
+    widest: int | None = None,
+) -> Shape:
+    """For the rows of x and of others like it: 16 bytes at a time, if all are `aligned` and all rows are.
 
-    Of rows with more than `widest` numbers a chunk is held at a time.
+    A warp holds a row of up to `warp` numbers. Of a wider one each thread of a block holds `numbers`, or more
+    if there would be more than `threads`. Of a row with more than `widest` a chunk is held at a time.
     """
     vector = 16 // x.dtype.itemsize
     wide = aligned and all(row_stride(z) % vector == 0 for z in (x, *others))
-    return _shape(x.shape[-1], vector if wide else 1, widest)
+    return _shape(x.shape[-1], vector if wide else 1, warp, numbers, threads, widest)
 
 
 @functools.cache
-def _shape(C: int, vector: int, widest: int | None) -> Shape:
+def _shape(C: int, vector: int, warp: int, numbers: int, threads: int, widest: int | None) -> Shape:
     if C % vector:
         vector = 1
-    threads, block_rows = 32, 4
-    if C > 1024:
-        threads, block_rows = min(max(1 << (cdiv(C, NUMBERS) - 1).bit_length(), 64), 1024), 1
+    block_rows = 4 if warp >= C else 1
+    threads = 32 if warp >= C else min(max(1 << (cdiv(C, numbers) - 1).bit_length(), 64), threads)
     held = C if widest is None else min(C, widest)
     return Shape(threads, block_rows, max(cdiv(held, threads * vector), 1), vector)

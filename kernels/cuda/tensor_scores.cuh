@@ -1,8 +1,8 @@
 // Tiles of attention multiplied by tensor cores, numbers of 16 bits with sums in float.
 //
-// A warp has 16 rows. Of every 8 columns of its sums, the instruction leaves each thread two neighbours in two
-// rows, 8 apart; and it takes the same numbers of its first factor from the same threads. So scores that were
-// a result become a factor without leaving the registers.
+// A warp has 16 rows. Of every 8 columns of its sums, the instruction leaves each thread two neighbours in
+// two rows, 8 apart; and it takes the same numbers of its first factor from the same threads. So scores that
+// were a result become a factor without leaving the registers.
 #pragma once
 
 #include "ladder/mma.cuh"
@@ -12,8 +12,8 @@ constexpr int ROWS = 2, COLUMNS = BLOCK_COLUMNS / ROW_OF_THREADS, WIDTH = HEAD /
 constexpr int VECTOR = 2;  // neighbours among a thread's WIDTH numbers
 constexpr int GROUP = 8;   // numbers that a thread copies at once
 
-// Rows in shared memory are eight numbers longer than they need be: then eight rows' pieces of 16 bytes, which
-// ldmatrix reads at once, lie in different banks.
+// Rows in shared memory are eight numbers longer than they need be: then eight rows' pieces of 16 bytes,
+// which ldmatrix reads at once, lie in different banks.
 using Row = scalar[HEAD + 8];
 using Scores = Row;  // there are none in shared memory
 
@@ -57,13 +57,14 @@ __device__ unsigned two(float first, float second) {
 }
 
 // sum += weights rows: every row of `sum` is a weighted sum of the BLOCK_COLUMNS rows.
-__device__ void add_weighted_rows(float (&sum)[ROWS][WIDTH], const float (&weights)[ROWS][COLUMNS], const Row *rows,
-                                  Scores *) {
+__device__ void add_weighted_rows(float (&sum)[ROWS][WIDTH], const float (&weights)[ROWS][COLUMNS],
+                                  const Row *rows, Scores *) {
     const int lane = threadIdx.x % 32, in_block = lane % 8, block = lane / 8;
 #pragma unroll
     for (int j = 0; j < COLUMNS; j += 4) {  // 16 columns
-        const unsigned x[4] = {two(weights[0][j], weights[0][j + 1]), two(weights[1][j], weights[1][j + 1]),
-                               two(weights[0][j + 2], weights[0][j + 3]), two(weights[1][j + 2], weights[1][j + 3])};
+        const float *upper = weights[0] + j, *lower = weights[1] + j;
+        const unsigned x[4] = {two(upper[0], upper[1]), two(lower[0], lower[1]), two(upper[2], upper[3]),
+                               two(lower[2], lower[3])};
 #pragma unroll
         for (int w = 0; w < WIDTH; w += 4) {  // 16 numbers of each of these 16 rows
             unsigned y[4];

@@ -1,9 +1,10 @@
-// A tile of a product of 16-bit numbers by tensor cores: a warp multiplies 16 x 16 by 16 x 8 in one instruction,
-// and sums in float.
+// A tile of a product of 16-bit numbers by tensor cores: a warp multiplies 16 x 16 by 16 x 8 in one
+// instruction, and sums in float.
 //
 // The warps of a block stand in a rectangle, each with WARP_M x WARP_N numbers of the tile. What a warp
-// multiplies comes from shared memory in blocks of 8 x 8 by ldmatrix, and that can transpose a block on the way.
-// So a slab stays as it came: line after line if its memory runs along k, k after k if it runs across lines.
+// multiplies comes from shared memory in blocks of 8 x 8 by ldmatrix, and that can transpose a block on the
+// way. So a slab stays as it came: line after line if its memory runs along k, k after k if it runs across
+// lines.
 #pragma once
 
 #include "ladder/mma.cuh"
@@ -14,13 +15,14 @@
 #endif
 
 constexpr int WARPS_N = BLOCK_N / WARP_N, THREADS = 32 * (BLOCK_M / WARP_M) * WARPS_N;
+constexpr int TOGETHER = BLOCK_K / 8;  // packs of a line that neighbouring threads fetch: all of them
 constexpr int AT_ONCE = 256 / THREADS < 1 ? 1 : 256 / THREADS;  // blocks that a processor shall hold
 static_assert(WARP_M % 16 == 0 && WARP_N % 16 == 0 && BLOCK_K % 16 == 0, "whole instructions");
 
-// Eight numbers more in a row than it needs: then eight rows' pieces of 16 bytes, which ldmatrix reads at once,
-// lie in different banks.
+// Eight numbers more in a row than it needs: then eight rows' pieces of 16 bytes, which ldmatrix reads at
+// once, lie in different banks.
 template <int BLOCK>
-constexpr int SLAB = (BLOCK + 8) * BLOCK_K > BLOCK * (BLOCK_K + 8) ? (BLOCK + 8) * BLOCK_K : BLOCK * (BLOCK_K + 8);
+constexpr int SLAB = BLOCK * BLOCK_K + 8 * (BLOCK > BLOCK_K ? BLOCK : BLOCK_K);
 
 struct alignas(16) Slabs {
     scalar a[2][SLAB<BLOCK_M>], b[2][SLAB<BLOCK_N>];
@@ -36,32 +38,33 @@ template <int BLOCK, int PACKS>
 __device__ void stash(scalar *slab, const Pack<scalar, 8> (&packs)[PACKS], const Lines &lines) {
 #pragma unroll
     for (int i = 0; i < PACKS; i++) {
-        const int number = threadIdx.x + i * THREADS;
-        const int line = line_of_pack<BLOCK, 8>(number, lines.along_k());
-        const int k = k_of_pack<BLOCK, 8>(number, lines.along_k());
-        *reinterpret_cast<Pack<scalar, 8> *>(slab + place_in_slab<BLOCK>(line, k, lines.along_k())) = packs[i];
+        const PackPlace<BLOCK, 8, TOGETHER> place(threadIdx.x + i * THREADS, lines.along_k());
+        scalar *to = slab + place_in_slab<BLOCK>(place.line, place.k, lines.along_k());
+        *reinterpret_cast<Pack<scalar, 8> *>(to) = packs[i];
     }
 }
 
-// Shared memory to registers: 16 lines from `line` on, of 16 ks, in four blocks of 8 x 8. A's blocks come in the
-// order lines first, B's ks first, as the instruction wants them.
+// Shared memory to registers: 16 lines from `line` on, of 16 ks, in four blocks of 8 x 8. A's blocks come in
+// the order lines first, B's ks first, as the instruction wants them.
 template <int BLOCK, bool LINES_FIRST>
 __device__ void take_blocks(unsigned (&blocks)[4], const scalar *slab, int line, int k, bool along_k) {
     const int lane = threadIdx.x % 32, block = lane / 8, first = block % 2 * 8, second = block / 2 * 8;
     line += LINES_FIRST ? first : second;
     k += LINES_FIRST ? second : first;
-    // Lane i tells where row i % 8 of block i / 8 is. In a slab that runs across lines, rows are those of one k.
+    // Lane i tells where row i % 8 of block i / 8 is; in a slab that runs across lines, that is a row of one k.
     if (along_k)
         ldmatrix(blocks, slab + place_in_slab<BLOCK>(line + lane % 8, k, true));
     else
         ldmatrix_transposed(blocks, slab + place_in_slab<BLOCK>(line, k + lane % 8, false));
 }
 
-// A thread's share of a tile. With SUM_ROWS also of a's sums along k: they are a's product with a column of ones.
+// A thread's share of a tile. With SUM_ROWS also of a's sums along k: they are a's product with a column of
+// ones.
 template <bool SUM_ROWS = false>
 struct Tile {
     int row, column;  // where the tile begins
-    int m = threadIdx.x / 32 / WARPS_N * WARP_M, n = threadIdx.x / 32 % WARPS_N * WARP_N;  // and in it, the warp
+    int warp = threadIdx.x / 32;
+    int m = warp / WARPS_N * WARP_M, n = warp % WARPS_N * WARP_N;  // and in it, the warp's part
     float c[WARP_M / 16][WARP_N / 8][4] = {}, row_sums[WARP_M / 16][4] = {};
 
     __device__ explicit Tile(Corner corner) : row(corner.row * BLOCK_M), column(corner.column * BLOCK_N) {}
@@ -69,8 +72,8 @@ struct Tile {
     // Add the products of k_begin .. k_end. Once for each Tile.
     __device__ void multiply(Slabs &slabs, const Lines &a, const Lines &b, int k_begin, int k_end) {
         Pack<scalar, 8> next_a[BLOCK_M * BLOCK_K / 8 / THREADS], next_b[BLOCK_N * BLOCK_K / 8 / THREADS];
-        fetch<BLOCK_M, THREADS>(next_a, a, row, k_begin, k_end);
-        fetch<BLOCK_N, THREADS>(next_b, b, column, k_begin, k_end);
+        fetch<BLOCK_M, THREADS, TOGETHER>(next_a, a, row, k_begin, k_end);
+        fetch<BLOCK_N, THREADS, TOGETHER>(next_b, b, column, k_begin, k_end);
         int now = 0;
         for (int k = k_begin; k < k_end; k += BLOCK_K) {
             stash<BLOCK_M>(slabs.a[now], next_a, a);
@@ -79,8 +82,8 @@ struct Tile {
             // has waited here for all those who multiplied it.
             __syncthreads();
             if (k + BLOCK_K < k_end) {  // asked for now, needed when this slab is multiplied
-                fetch<BLOCK_M, THREADS>(next_a, a, row, k + BLOCK_K, k_end);
-                fetch<BLOCK_N, THREADS>(next_b, b, column, k + BLOCK_K, k_end);
+                fetch<BLOCK_M, THREADS, TOGETHER>(next_a, a, row, k + BLOCK_K, k_end);
+                fetch<BLOCK_N, THREADS, TOGETHER>(next_b, b, column, k + BLOCK_K, k_end);
             }
             add_products(slabs.a[now], slabs.b[now], a.along_k(), b.along_k());
             now ^= 1;
@@ -94,9 +97,11 @@ struct Tile {
         for (int k = 0; k < BLOCK_K; k += 16) {
             unsigned a[WARP_M / 16][4], b[WARP_N / 16][4];
 #pragma unroll
-            for (int i = 0; i < WARP_M / 16; i++) take_blocks<BLOCK_M, true>(a[i], slab_a, m + i * 16, k, a_along_k);
+            for (int i = 0; i < WARP_M / 16; i++)
+                take_blocks<BLOCK_M, true>(a[i], slab_a, m + i * 16, k, a_along_k);
 #pragma unroll
-            for (int j = 0; j < WARP_N / 16; j++) take_blocks<BLOCK_N, false>(b[j], slab_b, n + j * 16, k, b_along_k);
+            for (int j = 0; j < WARP_N / 16; j++)
+                take_blocks<BLOCK_N, false>(b[j], slab_b, n + j * 16, k, b_along_k);
 #pragma unroll
             for (int i = 0; i < WARP_M / 16; i++) {
                 if (SUM_ROWS) mma(row_sums[i], a[i], ones, scalar());
@@ -110,8 +115,8 @@ struct Tile {
     // use(sums, row, column): what becomes of four sums, C's numbers at that row from that column on.
     template <class Use>
     __device__ void finish(int M, int N, Use use) {
-        // A lane has two neighbours each of two rows, 8 apart: it gives one pair to the lane beside it, and has
-        // four neighbours of one row.
+        // A lane has two neighbours each of two rows, 8 apart: it gives one pair to the lane beside it, and
+        // has four neighbours of one row.
         const int lane = threadIdx.x % 32, odd = lane % 2;
 #pragma unroll
         for (int i = 0; i < WARP_M / 16; i++) {

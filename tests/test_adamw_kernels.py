@@ -1,4 +1,6 @@
-"""The cuda engine's AdamW, one launch over all parameters, against the course's AdamW and PyTorch's."""
+"""AdamW as one launch over all parameters, Triton's and CUDA's, against the course's AdamW and PyTorch's."""
+
+import importlib
 
 import numpy as np
 import pytest
@@ -6,9 +8,18 @@ import torch
 
 from course.device import DEVICE
 from course.optim import AdamW
-from kernels.cuda.adamw import BLOCK, adamw_
 
+BLOCK = 512  # of both engines
 SHAPES = {"matrix": (3, 7), "gain": (5,), "long": (2 * BLOCK + 3,), "one": (1, 1), "empty": (0, 4)}
+
+
+@pytest.fixture(params=["triton", "cuda"])
+def adamw_(request):
+    if request.param == "triton":
+        pytest.importorskip("triton", reason="Triton has no package for this platform")
+    module = importlib.import_module(f"kernels.{request.param}.adamw")
+    assert module.BLOCK == BLOCK
+    return module.adamw_
 
 
 def tensors(seed: int) -> dict[str, torch.Tensor]:
@@ -16,7 +27,7 @@ def tensors(seed: int) -> dict[str, torch.Tensor]:
     return {n: torch.from_numpy(rng.standard_normal(s)).float().to(DEVICE) for n, s in SHAPES.items()}
 
 
-def test_a_hundred_steps_equal_the_courses_adamw_and_pytorchs():
+def test_a_hundred_steps_equal_the_courses_adamw_and_pytorchs(adamw_):
     lr, betas, eps, decay = 1e-2, (0.9, 0.99), 1e-8, 0.1
     ours, course, theirs = (tensors(0) for _ in range(3))
     decays = [decay if w.dim() >= 2 else 0.0 for w in ours.values()]
@@ -38,7 +49,7 @@ def test_a_hundred_steps_equal_the_courses_adamw_and_pytorchs():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_weights_and_gradients_are_updated_in_float32(dtype):
+def test_low_precision_weights_and_gradients_are_updated_in_float32(adamw_, dtype):
     w, g = torch.full((9,), 1.0, dtype=dtype, device=DEVICE), torch.full((9,), 0.5, device=DEVICE)
     m, v = torch.zeros(9, device=DEVICE), torch.zeros(9, device=DEVICE)
     adamw_([w], [g.to(dtype)], [m], [v], 1, 0.25, (0.9, 0.99), 1e-8, [0.5])
@@ -48,7 +59,7 @@ def test_low_precision_weights_and_gradients_are_updated_in_float32(dtype):
     torch.testing.assert_close(v, 0.01 * g * g)
 
 
-def test_views_that_begin_anywhere_and_nothing_beside_them():
+def test_views_that_begin_anywhere_and_nothing_beside_them(adamw_):
     memory = torch.arange(40.0, device=DEVICE)
     w = memory[3:24].view(3, 7)  # begins at no multiple of 16 bytes
     g, m, v = (torch.ones(3, 7, device=DEVICE) for _ in range(3))
@@ -57,7 +68,7 @@ def test_views_that_begin_anywhere_and_nothing_beside_them():
     assert moved[3:24].all() and not moved[:3].any() and not moved[24:].any()
 
 
-def test_tensors_that_do_not_fit_are_refused():
+def test_tensors_that_do_not_fit_are_refused(adamw_):
     w = [torch.ones(2, 3, device=DEVICE)]
     rest = (1, 0.1, (0.9, 0.99), 1e-8)
     adamw_([], [], [], [], *rest, [])
@@ -67,3 +78,17 @@ def test_tensors_that_do_not_fit_are_refused():
         adamw_(w, [w[0].T], w, w, *rest, [0.0])
     with pytest.raises(TypeError, match="float64"):
         adamw_(w, [w[0].double()], w, w, *rest, [0.0])
+
+
+@pytest.mark.parametrize("engine", ["triton", "cuda"])
+def test_the_courses_adamw_takes_the_engines(engine):
+    if engine == "triton":
+        pytest.importorskip("triton", reason="Triton has no package for this platform")
+    ours, plain = tensors(0), tensors(0)
+    fused, course = AdamW(ours, 1e-2, one_kernel=engine), AdamW(plain, 1e-2)
+    assert fused.one_kernel.__module__ == f"kernels.{engine}.adamw"
+    for step in range(3):
+        fused.step(tensors(step + 1))
+        course.step(tensors(step + 1))
+    for name, w in ours.items():
+        torch.testing.assert_close(w, plain[name], rtol=2e-6, atol=2e-6)
