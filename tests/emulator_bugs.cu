@@ -1,4 +1,5 @@
-// Kernels that are wrong when `wrong` is 1 and right when it is 0: what the emulator must report, and must not.
+// Kernels that are wrong when `wrong` is 1 and right when it is 0: what the emulator must report, and what
+// it must not.
 // `// <- kernel` marks the line that the report has to name.
 #include <cuda_pipeline.h>
 
@@ -17,6 +18,10 @@ extern "C" __global__ void null(const float *x, const float *bias, float *y, int
 
 extern "C" __global__ void wild(const float *x, float *y, int64_t address, int wrong) {
     y[0] = *(wrong ? (const float *)address : x);  // <- wild
+}
+
+extern "C" __global__ void table(const int64_t *addresses, int n) {
+    reinterpret_cast<float *>(addresses[blockIdx.x])[threadIdx.x] += n;  // <- table
 }
 
 extern "C" __global__ void constant(const float *x, float *y, int wrong) {
@@ -230,7 +235,8 @@ extern "C" __global__ void own_lane(float *y, int wrong) {
 }
 
 extern "C" __global__ void different_masks(float *y, int wrong) {
-    y[threadIdx.x] = __any_sync(wrong && threadIdx.x == 7 ? 0xfffffffeu : 0xffffffffu, 1);  // <- different_masks
+    unsigned mask = wrong && threadIdx.x == 7 ? 0xfffffffeu : 0xffffffffu;
+    y[threadIdx.x] = __any_sync(mask, 1);  // <- different_masks
 }
 
 extern "C" __global__ void barrier_in_warp(float *y, int wrong) {
@@ -256,7 +262,8 @@ extern "C" __global__ void wait_for_one(const float *x, float *y, int n, int wro
     __pipeline_commit();
     float sum = 0;
     for (int k = 0; k < n; k++) {
-        if (k + 1 < n) __pipeline_memcpy_async(&s[(k + 1) % 2][threadIdx.x], &x[32 * (k + 1) + threadIdx.x], 4);
+        int next = k + 1;
+        if (next < n) __pipeline_memcpy_async(&s[next % 2][threadIdx.x], &x[32 * next + threadIdx.x], 4);
         __pipeline_commit();
         __pipeline_wait_prior(1 + wrong);
         __syncthreads();

@@ -24,8 +24,10 @@ extern "C" __global__ void shuffles(const int *x, int *y, int by, int width) {
 
 extern "C" __global__ void shuffled_types(double *y) {
     int lane = threadIdx.x;
-    double sum = __shfl_xor_sync(0xffffffff, 0.1 * lane, 1) + float(__shfl_xor_sync(0xffffffff, __half(float(lane)), 1)) +
-                 __shfl_xor_sync(0xffffffff, (long long)lane << 40, 1) + __shfl_xor_sync(0xffffffff, unsigned(lane), 1);
+    double sum = __shfl_xor_sync(0xffffffff, 0.1 * lane, 1) +
+                 float(__shfl_xor_sync(0xffffffff, __half(float(lane)), 1)) +
+                 __shfl_xor_sync(0xffffffff, (long long)lane << 40, 1) +
+                 __shfl_xor_sync(0xffffffff, unsigned(lane), 1);
     y[lane] = sum;
 }
 
@@ -56,7 +58,7 @@ extern "C" __global__ void atomics(const int *x, int *y, unsigned *u, float *f, 
     atomicMax(&u[1], unsigned(x[i]));
     atomicAdd(&f[0], 0.5f);
     atomicAdd(&d[0], 0.25);
-    if (atomicExch(&y[7], 1) == 0) y[8] = i + 1;        // only one is the first
+    if (atomicExch(&y[7], 1) == 0) y[8] = i + 1;  // only one is the first
     int old = atomicAdd(&y[9], 1);
     while (true) {  // a maximum by hand
         int seen = atomicCAS(&y[10], 0, 0);
@@ -75,10 +77,11 @@ extern "C" __global__ void arithmetic(const float *x, float *y, int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     float v = x[i], a = fabsf(v) + 0.5f;
-    float all[] = {expf(v),      __expf(v),      exp2f(v),       logf(a),          __logf(a),       rsqrtf(a),
-                   rsqrt(a),     tanhf(v),       erff(v),        sqrtf(a),         fmaf(v, v, 3),   fminf(v, 0.5f),
-                   fmaxf(v, 1),  min(v, 0.5f),   max(1.0f, v),   __fdividef(v, a), powf(a, v),      float(abs(int(v))),
-                   sinf(v),      cosf(v),        rintf(v),       __saturatef(v),   log1pf(a),       floorf(v)};
+    float all[] = {expf(v),          __expf(v),      exp2f(v),           logf(a),      __logf(a),
+                   rsqrtf(a),        rsqrt(a),       tanhf(v),           erff(v),      sqrtf(a),
+                   fmaf(v, v, 3),    fminf(v, 0.5f), fmaxf(v, 1),        min(v, 0.5f), max(1.0f, v),
+                   __fdividef(v, a), powf(a, v),     float(abs(int(v))), sinf(v),      cosf(v),
+                   rintf(v),         __saturatef(v), log1pf(a),          floorf(v)};
     for (int k = 0; k < 24; k++) y[24 * i + k] = all[k];
 }
 
@@ -105,7 +108,8 @@ extern "C" __global__ void halves(const float *x, float *y, int n) {
     float2 two = __half22float2(pair);
     h += h * __half(0.5f);
     b *= b;
-    y[4 * i] = __half2float(h), y[4 * i + 1] = __bfloat162float(b), y[4 * i + 2] = two.x, y[4 * i + 3] = two.y;
+    y[4 * i] = __half2float(h), y[4 * i + 1] = __bfloat162float(b), y[4 * i + 2] = two.x,
+          y[4 * i + 3] = two.y;
 }
 
 extern "C" __global__ void vectors(const float *x, float *y, const int *k, int *m) {
@@ -132,9 +136,10 @@ extern "C" __global__ void shared_kinds(float *y) {  // declarations of every sh
         bytes[255] = 5;
     }
     __syncthreads();
-    bool fits = reinterpret_cast<uintptr_t>(bytes) % 128 == 0 && reinterpret_cast<uintptr_t>(aligned) % 32 == 0;
-    y[threadIdx.x] = one + row[7] + grid[1][2] + cube[1][2][4] + bytes[255] + aligned[3] + pairs[1].values[2] +
-                     10 * counted<4>() + 100 * counted<5>() + 1000 * fits;
+    bool fits =
+        reinterpret_cast<uintptr_t>(bytes) % 128 == 0 && reinterpret_cast<uintptr_t>(aligned) % 32 == 0;
+    y[threadIdx.x] = one + row[7] + grid[1][2] + cube[1][2][4] + bytes[255] + aligned[3] +
+                     pairs[1].values[2] + 10 * counted<4>() + 100 * counted<5>() + 1000 * fits;
 }
 
 extern "C" __global__ void carved(float *y, int n) {  // one dynamic array, cut in two
@@ -147,10 +152,12 @@ extern "C" __global__ void carved(float *y, int n) {  // one dynamic array, cut 
     y[threadIdx.x] = first[n - 1 - threadIdx.x] + second[threadIdx.x];
 }
 
-extern "C" __global__ void __launch_bounds__(128) copied(const float *x, float *y, int n) {  // a double buffer
+extern "C" __global__ void __launch_bounds__(128)
+    copied(const float *x, float *y, int n) {  // a double buffer
     __shared__ float4 s[2][32];
     auto fetch = [&](int k) {
-        __pipeline_memcpy_async(&s[k % 2][threadIdx.x], reinterpret_cast<const float4 *>(x) + 32 * k + threadIdx.x, 16,
+        __pipeline_memcpy_async(&s[k % 2][threadIdx.x],
+                                reinterpret_cast<const float4 *>(x) + 32 * k + threadIdx.x, 16,
                                 threadIdx.x == 31 ? 8 : 0);
         __pipeline_commit();
     };
@@ -184,6 +191,7 @@ extern "C" __global__ void block_sum(const float *x, float *y, int C) {  // 1024
     }
 }
 
-extern "C" __global__ void passed(float *y, float f, double d, int i, unsigned u, int64_t l, bool b, uint8_t c) {
+extern "C" __global__ void passed(float *y, float f, double d, int i, unsigned u, int64_t l, bool b,
+                                  uint8_t c) {
     y[0] = f, y[1] = d, y[2] = i, y[3] = u, y[4] = l, y[5] = b, y[6] = c;
 }

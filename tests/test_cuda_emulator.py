@@ -210,6 +210,18 @@ def test_an_empty_tensor_has_no_elements(bugs):
         bugs.tail[1, 32](zeros(0), zeros(0), 0, 1)
 
 
+def test_tensors_behind_a_table_of_addresses(bugs):
+    tensors = [zeros(8), zeros(2, 4), zeros(5)]
+    addresses = torch.tensor([x.data_ptr() for x in tensors])
+    with pytest.raises(EmulatorError, match=r"reads the address 0x.*, which belongs to no argument"):
+        bugs.table[2, 8](addresses, 1)
+    with emulator.reachable(tensors):
+        bugs.table[2, 8](addresses, 1)
+        assert tensors[0].tolist() == [1] * 8 and tensors[1].sum() == 8
+        with pytest.raises(EmulatorError, match=r"reads the tensor of \(5,\)\[5\]; .* has 5 elements\."):
+            bugs.table[3, 8](addresses, 1)
+
+
 def test_a_fence_orders_blocks(bugs):
     x, y = floats(200), zeros(1)
     bugs.last_block[200, 1](x, zeros(200), ints(0), y)

@@ -157,6 +157,7 @@ def test_parts_cover_k_once(K, parts):
         (ValueError, r"a \(\.\.\., M, K\) and b", lambda: (drawn(2, 3), drawn(4, 5))),
         (ValueError, r"a \(\.\.\., M, K\) and b", lambda: (drawn(3), drawn(3, 5))),
         (ValueError, "at most two leading", lambda: (drawn(1, 1, 1, 2, 3), drawn(3, 5))),
+        (ValueError, "do not broadcast", lambda: (drawn(2, 2, 3), drawn(4, 3, 5))),
         (ValueError, r"bias of shape \(5,\)", lambda: (drawn(2, 3), drawn(3, 5), drawn(4))),
         (TypeError, "convert", lambda: (drawn(2, 3), drawn(3, 5, dtype=torch.float16))),
         (TypeError, "float64", lambda: (drawn(2, 3).double(), drawn(3, 5).double())),
@@ -172,6 +173,8 @@ def test_wrong_factors_are_errors(kind, words, call):
 def test_wrong_places_for_the_result_are_errors(out):
     with pytest.raises(ValueError, match=r"out of shape \(2, 5\)"):
         matmul.matmul(drawn(2, 3), drawn(3, 5), out=drawn(*out))
+    with pytest.raises(ValueError, match="give it an out"):
+        matmul.matmul(drawn(2, 3), drawn(3, 5), accumulate=True)
     with pytest.raises(ValueError, match="neighbours"):
         matmul.matmul(drawn(2, 3), drawn(3, 5), out=drawn(5, 2).T)
 

@@ -2,8 +2,8 @@
 
 A test of kernels is worth what it catches. So here the sources are copied, one thing is made wrong in one of
 them (a barrier is dropped, a tail is off by one, a term of a formula is lost), and the engine's ordinary test
-is run on it: it has to fail. Most races and accesses out of bounds leave the values right, on a CPU always and
-on a GPU most of the time: what sees them are the emulator's checks of every access to memory.
+is run on it: it has to fail. Most races and accesses out of bounds leave the values right, on a CPU always
+and on a GPU most of the time: what sees them are the emulator's checks of every access to memory.
 """
 
 import shutil
@@ -111,7 +111,7 @@ BY_VALUES = {
         "part(p, i) * part(p, i)",
         NORM,
     ),
-    "what comes through h": ("norms.cu", "dx_of(p, i, column) + more(p, i)", "dx_of(p, i, column)", NORM),
+    "what comes through h": ("norms.cu", "dx_of(p, i, c) + more(p, i)", "dx_of(p, i, c)", NORM),
     "the last token of a share": ("embedding.cu", "place < end &&", "place < end - 1 &&", TABLE),
     "all but the first match of a vote": ("embedding.cu", "found[a] &= found[a] - 1", "found[a] = 0", TABLE),
     "the target's column": ("losses.cu", "column == target", "column == target + 1", LOSS),
@@ -173,7 +173,7 @@ def test_the_kernels_as_they_are_pass(case):
 def test_the_emulator_sees_a_missing_barrier(broken, what):
     *how, case = RACES[what]
     broken(*how)
-    with pytest.raises(emulator.EmulatorError, match="There is no (__syncwarp or )?__syncthreads between"):
+    with pytest.raises(emulator.EmulatorError, match=r"There is no (__syncwarp or )?__syncthreads between"):
         run(case)
 
 
@@ -197,5 +197,5 @@ def test_the_emulator_sees_who_is_missing(broken, what):
 def test_the_comparison_sees_the_lack_of(broken, what):
     *how, case = BY_VALUES[what]
     broken(*how)
-    with pytest.raises(AssertionError, match="relative errors|isfinite"):
+    with pytest.raises(AssertionError, match=r"relative errors|isfinite"):
         run(case)

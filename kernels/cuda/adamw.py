@@ -58,8 +58,8 @@ def adamw_(
             _TABLES.popitem(last=False)
     launch, table, decays = _TABLES[key]
     numbers = lr, *betas, eps, 1 - betas[0] ** steps, (1 - betas[1] ** steps) ** 0.5
-    if emulated():  # whose checks know the addresses of arguments, and not those of a table
-        with emulator.checks(False):
+    if emulated():  # whose checks know the addresses of arguments, and not those in a table
+        with emulator.reachable([x for kind in kinds for x in kind]):
             launch(table, decays, *map(float, numbers))
     else:
         launch(table, decays, *numbers)

@@ -1,7 +1,7 @@
 """Looking up rows of a table, and adding gradients up into them without a race: one launch each.
 
-The backward pass compares every row of the table with every id: V x N comparisons, of which a GPU does
-thousands of millions in a millisecond. For that it needs no sorting, no second launch and no memory.
+The backward pass compares every row of the table with every id. Those are V x N comparisons, of numbers that
+lie in the caches; for that it needs no sorting, no second launch and no memory.
 """
 
 import functools

@@ -1,7 +1,8 @@
 // CUDA C++ on a CPU: what the compiler must know to read a .cu file as plain C++.
 //
-// The emulator puts this file before a kernel's source. Each thread of a block is a fiber (a stack of its own,
-// see emulator_runtime.cpp); whatever threads do together, barriers and shuffles, is a call of the runtime.
+// The emulator puts this file before a kernel's source. Each thread of a block is a fiber (a stack of its
+// own, see emulator_runtime.cpp); whatever threads do together, barriers and shuffles, is a call of the
+// runtime.
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -10,7 +11,8 @@
 #include <type_traits>
 #include <utility>
 
-#define __global__ __attribute__((noinline))  // so that its accesses are watched, and those of its caller are not
+#define __global__ \
+    __attribute__((noinline))  // so that its accesses are watched, and those of its caller are not
 #define __device__
 #define __host__
 #define __constant__
@@ -38,8 +40,13 @@ template <class Array>
 constexpr EmulatedSharedArray emulated_describe(const char *name, unsigned bytes, unsigned alignment) {
     using Item = std::remove_all_extents_t<Array>;
     constexpr unsigned rank = std::rank_v<Array>;
-    return {name, bytes, alignment > alignof(Item) ? alignment : unsigned(alignof(Item)), sizeof(Item), rank,
-            rank > 1 ? unsigned(std::extent_v<Array, rank - 2>) : 1, rank ? unsigned(std::extent_v<Array, rank - 1>) : 1};
+    return {name,
+            bytes,
+            alignment > alignof(Item) ? alignment : unsigned(alignof(Item)),
+            sizeof(Item),
+            rank,
+            rank > 1 ? unsigned(std::extent_v<Array, rank - 2>) : 1,
+            rank ? unsigned(std::extent_v<Array, rank - 1>) : 1};
 }
 
 extern "C" {
@@ -121,7 +128,8 @@ inline T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32) {
 template <class T>
 inline T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
     int lane = emulated_lane();
-    return emulated_shuffle(mask, value, (lane & (width - 1)) + int(delta) < width ? lane + int(delta) : lane);
+    return emulated_shuffle(mask, value,
+                            (lane & (width - 1)) + int(delta) < width ? lane + int(delta) : lane);
 }
 template <class T>
 inline T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
@@ -150,14 +158,16 @@ template <class T>
 struct EmulatedSame {  // the second argument converts to the type of the first: atomicAdd(&x, 1)
     using type = T;
 };
-#define EMULATED_ATOMIC(name, expression)                                           \
-    struct Emulated_##name {                                                        \
-        template <class T>                                                          \
-        static T of(T old, T value) { return expression; }                          \
-    };                                                                              \
-    template <class T>                                                              \
-    inline T name(T *address, typename EmulatedSame<T>::type value) {               \
-        return emulated_atomic(address, Emulated_##name(), value);                  \
+#define EMULATED_ATOMIC(name, expression)                             \
+    struct Emulated_##name {                                          \
+        template <class T>                                            \
+        static T of(T old, T value) {                                 \
+            return expression;                                        \
+        }                                                             \
+    };                                                                \
+    template <class T>                                                \
+    inline T name(T *address, typename EmulatedSame<T>::type value) { \
+        return emulated_atomic(address, Emulated_##name(), value);    \
     }
 EMULATED_ATOMIC(atomicAdd, old + value)
 EMULATED_ATOMIC(atomicSub, old - value)
@@ -172,11 +182,11 @@ EMULATED_ATOMIC(atomicInc, old >= value ? 0 : old + 1)
 template <class T>
 inline T atomicCAS(T *address, typename EmulatedSame<T>::type compare, typename EmulatedSame<T>::type value) {
     if constexpr (sizeof(T) == 8)
-        return emulated_bits<T>(emulated_atomic_cas64(address, emulated_bits<uint64_t>(compare),
-                                                      emulated_bits<uint64_t>(value)));
+        return emulated_bits<T>(
+            emulated_atomic_cas64(address, emulated_bits<uint64_t>(compare), emulated_bits<uint64_t>(value)));
     else
-        return emulated_bits<T>(emulated_atomic_cas32(address, emulated_bits<uint32_t>(compare),
-                                                      emulated_bits<uint32_t>(value)));
+        return emulated_bits<T>(
+            emulated_atomic_cas32(address, emulated_bits<uint32_t>(compare), emulated_bits<uint32_t>(value)));
 }
 
 // ---- float4 and its like. One vector inside, so that a copy is one access of all its bytes, as on a GPU.
@@ -219,12 +229,12 @@ struct alignas(EMULATED_ALIGNMENT(T, 4)) EmulatedVector4 {
     EmulatedVector4(const EmulatedVector4 &other) : all(other.all) {}
     EmulatedVector4 &operator=(const EmulatedVector4 &other) { return all = other.all, *this; }
 };
-#define EMULATED_VECTORS(T, name)                                                              \
-    typedef EmulatedVector2<T> name##2;                                                        \
-    typedef EmulatedVector3<T> name##3;                                                        \
-    typedef EmulatedVector4<T> name##4;                                                        \
-    inline name##2 make_##name##2(T x, T y) { return {x, y}; }                                 \
-    inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                         \
+#define EMULATED_VECTORS(T, name)                                      \
+    typedef EmulatedVector2<T> name##2;                                \
+    typedef EmulatedVector3<T> name##3;                                \
+    typedef EmulatedVector4<T> name##4;                                \
+    inline name##2 make_##name##2(T x, T y) { return {x, y}; }         \
+    inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; } \
     inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 EMULATED_VECTORS(float, float)
 EMULATED_VECTORS(double, double)
@@ -249,9 +259,9 @@ inline float emulated_half_to_float(uint16_t bits) {
 }
 inline uint16_t emulated_float_to_half(float value) {
     uint32_t bits = emulated_bits<uint32_t>(value), sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
-    if (size > 0x7f800000u) return 0x7fff;                 // nan
-    if (size >= 0x477ff000u) return sign | 0x7c00;         // rounds to 65536 or more: infinity
-    if (size < 0x38800000u)                                // subnormal: adding 0.5 leaves fraction * 2^-24
+    if (size > 0x7f800000u) return 0x7fff;          // nan
+    if (size >= 0x477ff000u) return sign | 0x7c00;  // rounds to 65536 or more: infinity
+    if (size < 0x38800000u)                         // subnormal: adding 0.5 leaves fraction * 2^-24
         return sign | (emulated_bits<uint32_t>(emulated_bits<float>(size) + 0.5f) - 0x3f000000u);
     return sign | ((size - 0x38000000u + 0xfffu + (size >> 13 & 1)) >> 13);  // to nearest, ties to even
 }
@@ -261,32 +271,32 @@ inline uint16_t emulated_float_to_bfloat16(float value) {
     if (value != value) return 0x7fff;
     return (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
 }
-#define EMULATED_FLOAT16(name, to_float, from_float)                                                     \
-    struct name {                                                                                        \
-        uint16_t bits;                                                                                   \
-        name() = default;                                                                                \
-        name(float value) : bits(from_float(value)) {}                                                   \
-        name(double value) : name(float(value)) {}                                                       \
-        name(int value) : name(float(value)) {}                                                          \
-        operator float() const { return to_float(bits); }                                                \
-        name &operator+=(name other) { return *this = name(float(*this) + float(other)); }               \
-        name &operator-=(name other) { return *this = name(float(*this) - float(other)); }               \
-        name &operator*=(name other) { return *this = name(float(*this) * float(other)); }               \
-        name &operator/=(name other) { return *this = name(float(*this) / float(other)); }               \
-    };                                                                                                   \
-    inline name operator+(name a, name b) { return float(a) + float(b); }                                \
-    inline name operator-(name a, name b) { return float(a) - float(b); }                                \
-    inline name operator*(name a, name b) { return float(a) * float(b); }                                \
-    inline name operator/(name a, name b) { return float(a) / float(b); }                                \
-    inline name operator-(name a) { return -float(a); }                                                  \
-    inline bool operator<(name a, name b) { return float(a) < float(b); }                                \
-    inline bool operator>(name a, name b) { return float(a) > float(b); }                                \
-    inline bool operator<=(name a, name b) { return float(a) <= float(b); }                              \
-    inline bool operator>=(name a, name b) { return float(a) >= float(b); }                              \
-    inline bool operator==(name a, name b) { return float(a) == float(b); }                              \
-    inline bool operator!=(name a, name b) { return float(a) != float(b); }                              \
-    inline name __hfma(name a, name b, name c) { return fmaf(a, b, c); }                                 \
-    inline name __hmax(name a, name b) { return fmaxf(a, b); }                                           \
+#define EMULATED_FLOAT16(name, to_float, from_float)                                       \
+    struct name {                                                                          \
+        uint16_t bits;                                                                     \
+        name() = default;                                                                  \
+        name(float value) : bits(from_float(value)) {}                                     \
+        name(double value) : name(float(value)) {}                                         \
+        name(int value) : name(float(value)) {}                                            \
+        operator float() const { return to_float(bits); }                                  \
+        name &operator+=(name other) { return *this = name(float(*this) + float(other)); } \
+        name &operator-=(name other) { return *this = name(float(*this) - float(other)); } \
+        name &operator*=(name other) { return *this = name(float(*this) * float(other)); } \
+        name &operator/=(name other) { return *this = name(float(*this) / float(other)); } \
+    };                                                                                     \
+    inline name operator+(name a, name b) { return float(a) + float(b); }                  \
+    inline name operator-(name a, name b) { return float(a) - float(b); }                  \
+    inline name operator*(name a, name b) { return float(a) * float(b); }                  \
+    inline name operator/(name a, name b) { return float(a) / float(b); }                  \
+    inline name operator-(name a) { return -float(a); }                                    \
+    inline bool operator<(name a, name b) { return float(a) < float(b); }                  \
+    inline bool operator>(name a, name b) { return float(a) > float(b); }                  \
+    inline bool operator<=(name a, name b) { return float(a) <= float(b); }                \
+    inline bool operator>=(name a, name b) { return float(a) >= float(b); }                \
+    inline bool operator==(name a, name b) { return float(a) == float(b); }                \
+    inline bool operator!=(name a, name b) { return float(a) != float(b); }                \
+    inline name __hfma(name a, name b, name c) { return fmaf(a, b, c); }                   \
+    inline name __hmax(name a, name b) { return fmaxf(a, b); }                             \
     inline name __hmin(name a, name b) { return fminf(a, b); }
 EMULATED_FLOAT16(__half, emulated_half_to_float, emulated_float_to_half)
 EMULATED_FLOAT16(__nv_bfloat16, emulated_bfloat16_to_float, emulated_float_to_bfloat16)
@@ -321,13 +331,17 @@ inline float2 __bfloat1622float2(__nv_bfloat162 v) { return {v.x, v.y}; }
 using std::abs;
 template <class A, class B>
 inline auto min(A a, B b) -> decltype(a + b) {
-    if constexpr (std::is_floating_point_v<decltype(a + b)>) return a != a || b < a ? b : a;
-    else return decltype(a + b)(b) < decltype(a + b)(a) ? b : a;
+    if constexpr (std::is_floating_point_v<decltype(a + b)>)
+        return a != a || b < a ? b : a;
+    else
+        return decltype(a + b)(b) < decltype(a + b)(a) ? b : a;
 }
 template <class A, class B>
 inline auto max(A a, B b) -> decltype(a + b) {
-    if constexpr (std::is_floating_point_v<decltype(a + b)>) return a != a || a < b ? b : a;
-    else return decltype(a + b)(a) < decltype(a + b)(b) ? b : a;
+    if constexpr (std::is_floating_point_v<decltype(a + b)>)
+        return a != a || a < b ? b : a;
+    else
+        return decltype(a + b)(a) < decltype(a + b)(b) ? b : a;
 }
 #define rsqrtf emulated_rsqrtf  // newer C libraries have functions of these names
 #define rsqrt emulated_rsqrt
@@ -391,7 +405,8 @@ inline void __pipeline_wait_prior(int n) { emulated_wait_prior(n); }
 // ---- How the runtime calls a kernel: the arguments lie where `values` point.
 
 template <class... P, size_t... I>
-__attribute__((no_sanitize("thread"))) void emulated_call(void (*kernel)(P...), void **values, std::index_sequence<I...>) {
+__attribute__((no_sanitize("thread"))) void emulated_call(void (*kernel)(P...), void **values,
+                                                          std::index_sequence<I...>) {
     kernel(*static_cast<std::remove_cv_t<P> *>(values[I])...);
 }
 template <class... P>
@@ -399,15 +414,16 @@ __attribute__((no_sanitize("thread"))) void emulated_call(void (*kernel)(P...), 
     emulated_call(kernel, values, std::index_sequence_for<P...>());
 }
 template <class... P>
-constexpr uint64_t emulated_constants(void (*)(P...)) {  // a bit for every parameter that is a pointer to const
+constexpr uint64_t emulated_constants(
+    void (*)(P...)) {  // a bit for every parameter that is a pointer to const
     uint64_t bits = 0, i = 0;
     ((bits |= uint64_t(std::is_const_v<std::remove_pointer_t<P>>) << i++), ...);
     return bits;
 }
-#define EMULATED_KERNEL(name)                                                                                  \
-    extern "C" __attribute__((visibility("default"), no_sanitize("thread"))) void emulated_kernel_##name(      \
-        void **values) {                                                                                       \
-        emulated_call(name, values);                                                                           \
-    }                                                                                                          \
-    extern "C" __attribute__((visibility("default"))) const uint64_t emulated_constants_##name;                \
+#define EMULATED_KERNEL(name)                                                                             \
+    extern "C" __attribute__((visibility("default"), no_sanitize("thread"))) void emulated_kernel_##name( \
+        void **values) {                                                                                  \
+        emulated_call(name, values);                                                                      \
+    }                                                                                                     \
+    extern "C" __attribute__((visibility("default"))) const uint64_t emulated_constants_##name;           \
     const uint64_t emulated_constants_##name = emulated_constants(name);

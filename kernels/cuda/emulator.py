@@ -39,6 +39,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from kernels.cuda import cache
 from kernels.cuda.cache import CompileError
@@ -79,6 +80,23 @@ def checks(on: bool) -> Iterator[None]:
         _checking = before
 
 
+_reachable: tuple[Tensor, ...] = ()
+
+
+@contextlib.contextmanager
+def reachable(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Kernels launched inside may reach these tensors too, through addresses in a table that they are given.
+
+    Of these only the bounds are checked, and a launch that fails can have changed them.
+    """
+    global _reachable
+    before, _reachable = _reachable, tuple(sorted(tensors, key=Tensor.data_ptr))
+    try:
+        yield
+    finally:
+        _reachable = before
+
+
 class Library:
     """A source and what it was compiled to, with checks and without: each when it is first needed."""
 
@@ -90,17 +108,20 @@ class Library:
         """The machine code. Raises `CompileError` with the line, `EmulatorError` without a compiler."""
         if checked not in self._compiled:
             _runtime()  # first: it has the functions that the library calls
-            flags = [*KERNEL_FLAGS, *self.options, *(CHECK_FLAGS if checked else ())]
-            if checked and "clang" in _version(
-                compiler()
-            ):  # by itself it leaves out the first half of x += 1
-                flags += ["-mllvm", "-tsan-instrument-read-before-write"]
-            self._compiled[checked] = _build({"kernel.cpp": _plain_cpp(self), **self.headers}, flags)
+            self._compiled[checked] = _build(*self.recipe(checked))
         return self._compiled[checked]
+
+    def recipe(self, checked: bool) -> tuple[dict[str, str], list[str]]:
+        """What the compiler is given: the texts of files by their names, and flags."""
+        flags = [*KERNEL_FLAGS, *self.options, *(CHECK_FLAGS if checked else ())]
+        if checked and "clang" in _version(compiler()):  # else x += 1 is a write only
+            flags += ["-mllvm", "-tsan-instrument-read-before-write"]
+        return {"kernel.cpp": _plain_cpp(self), **self.headers}, flags
 
     def line(self, file: str, number: int) -> str:
         """A line of the source, or of a header of it, as it was written."""
-        text = self.source if file == self.name else self.headers.get(Path(file).name, "")
+        headers = {Path(name).name: text for name, text in self.headers.items()}
+        text = self.source if file == self.name else headers.get(file, "")
         lines = text.split(f'#line 1 "{file}"\n')[-1].split("\n")
         return lines[number - 1].strip() if 0 < number <= len(lines) else ""
 
@@ -190,7 +211,8 @@ def _split(text: str) -> list[str]:
 def compiler() -> str:
     """The path of the C++ compiler. Raises `EmulatorError` where there is none."""
     for name in ("g++", "clang++"):
-        if found := shutil.which(name):
+        found = shutil.which(name)
+        if found and _version(found) and sys.platform != "win32":
             return found
     install = {
         "darwin": "xcode-select --install",
@@ -203,8 +225,9 @@ def compiler() -> str:
 
 @functools.cache
 def _version(compiler: str) -> str:
-    said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    return f"{said} {platform.machine()}"
+    """Empty for a command that only says where to get a compiler, as on a Mac."""
+    done = subprocess.run([compiler, "--version"], capture_output=True, text=True)
+    return "" if done.returncode else f"{done.stdout} {platform.machine()}"
 
 
 @functools.cache
@@ -226,30 +249,36 @@ def _build(files: dict[str, str], flags: Sequence[str], mode: int = ctypes.DEFAU
 
 def _compile(files: dict[str, str], flags: Sequence[str]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        for name in CUDA_HEADERS:
-            Path(folder, name).touch()
-        for name, text in files.items():
-            rewritten = f'#line 1 "{name}"\n{_rewrite(text)}' if name.endswith(".cuh") else text
-            Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
-            Path(folder, name).write_text(rewritten, encoding="utf-8")
-        sources = [name for name in files if name.endswith(".cpp")]
-        objects = [str(Path(name).with_suffix(".o")) for name in sources]
-        for code, made in zip(sources, objects):
-            _call([*FLAGS, *flags, "-I.", "-c", code, "-o", made], folder)
-        # What is not defined here is in the runtime, which was loaded before.
-        later = ["-Wl,-undefined,dynamic_lookup"] if sys.platform == "darwin" else ["-ldl"]
-        _call(["-shared", *objects, "-o", "made.so", "-pthread", *later], folder)
-        return Path(folder, "made.so").read_bytes()
+        return _make(files, flags, folder).read_bytes()
+
+
+def _make(files: dict[str, str], flags: Sequence[str], folder: str) -> Path:
+    for name in CUDA_HEADERS:
+        Path(folder, name).touch()
+    for name, text in files.items():
+        rewritten = f'#line 1 "{name}"\n{_rewrite(text)}' if name.endswith(".cuh") else text
+        Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
+        Path(folder, name).write_text(rewritten, encoding="utf-8")
+    sources = [name for name in files if name.endswith(".cpp")]
+    objects = [str(Path(name).with_suffix(".o")) for name in sources]
+    for code, made in zip(sources, objects):
+        _call([*FLAGS, *flags, "-I.", "-c", code, "-o", made], folder)
+    # What is not defined here is in the runtime, which was loaded before.
+    later = ["-Wl,-undefined,dynamic_lookup"] if sys.platform == "darwin" else ["-ldl"]
+    _call(["-shared", *objects, "-o", "made.so", "-pthread", *later], folder)
+    return Path(folder, "made.so")
 
 
 def _call(arguments: list[str], folder: str) -> None:
     done = subprocess.run([compiler(), *arguments], cwd=folder, capture_output=True, text=True)
+    said = done.stderr.splitlines()
     told = []
-    for line in done.stderr.splitlines():
+    for line, below in zip(said, [*said[1:], ""]):  # below is the line of the source
         found = re.match(r"(.+?):(\d+):(?:\d+:)? (?:(?:fatal )?error: (.*)|.*(frame size) \D*(\d+))", line)
         if found:
             what = found[3] or f"{found[5]} bytes of local memory are more than the emulator's threads have"
-            told.append(f"{found[1]} line {found[2]}: {what}")
+            source = re.sub(r"^\s*\d+ \| ", "", below).strip()
+            told.append(f"{found[1]} line {found[2]}: {what}\n    {found[2]} | {source}")
     if done.returncode or told:
         raise CompileError("\n".join(told[:3]) or done.stderr.strip())
 
@@ -271,7 +300,8 @@ class _Argument(ctypes.Structure):
     ]
 
 
-CONST, NONE, GAPS = 1, 2, 4
+CONST, NONE, GAPS, TABLE = 1, 2, 4, 8
+MOST_POINTERS = 32
 _NUMBERS = {
     "float": ctypes.c_float,
     "double": ctypes.c_double,
@@ -302,6 +332,10 @@ def launch(
     values = [_value(p, a) for p, a in zip(signature.parameters, arguments, strict=True)]
     pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
     described = _describe(code, signature, arguments) if checked else []
+    if len(described) > MOST_POINTERS:
+        raise ValueError(f"{signature.name}: more than {MOST_POINTERS} pointers; launch it in checks(False).")
+    others = [_argument(f"the tensor of {tuple(x.shape)}", x, TABLE) for x in _reachable] if checked else []
+    described += others
     text = ctypes.create_string_buffer(4096)
     runtime = _runtime()
     length = runtime.emulated_launch(
@@ -309,6 +343,7 @@ def launch(
         pointers,
         (_Argument * len(described))(*described),
         len(described),
+        len(others),
         (ctypes.c_uint * 3)(*grid),
         (ctypes.c_uint * 3)(*block),
         shared_bytes,
@@ -322,7 +357,7 @@ def launch(
     if length < 0:
         raise KeyboardInterrupt
     if length:
-        raise EmulatorError(_with_lines(library, code, f"{signature.name}, {text.value.decode()}"))
+        raise EmulatorError(_with_lines(library, checked, f"{signature.name}, {text.value.decode()}"))
 
 
 def _value(parameter, argument):
@@ -337,29 +372,33 @@ def _describe(code: ctypes.CDLL, signature: Signature, arguments: Sequence) -> l
     for i, (parameter, x) in enumerate(zip(signature.parameters, arguments)):
         if not parameter.pointer:
             continue
-        name, flags = parameter.name.encode(), CONST if constants >> i & 1 else 0
+        flags = CONST if constants >> i & 1 else 0
         if x is None:
-            described.append(_Argument(name, None, 0, 1, 0, flags | NONE, i))
-            continue
-        elements = x.numel()
-        if elements and not x.is_contiguous():
-            elements = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride()))
-            flags |= GAPS * (elements != x.numel())
-        size = x.element_size()
-        offset = x.storage_offset() * size % 512
-        described.append(_Argument(name, x.data_ptr(), elements * size, size, offset, flags, i))
+            described.append(_Argument(parameter.name.encode(), None, 0, 1, 0, flags | NONE, i))
+        else:
+            described.append(_argument(parameter.name, x, flags, i))
     return described
+
+
+def _argument(name: str, x: Tensor, flags: int, parameter: int = 0) -> _Argument:
+    elements = x.numel()
+    if elements and not x.is_contiguous():
+        elements = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride()))
+        flags |= GAPS * (elements != x.numel())
+    size = x.element_size()
+    offset = x.storage_offset() * size % 512
+    return _Argument(name.encode(), x.data_ptr(), elements * size, size, offset, flags, parameter)
 
 
 # Lines
 
 
-def _with_lines(library: Library, code: ctypes.CDLL, text: str) -> str:
+def _with_lines(library: Library, checked: bool, text: str) -> str:
     """The text with `file line n` for every place in the machine code, and with these lines below."""
     shown = {}
 
     def name(match: re.Match) -> str:
-        found = _line(code._name, int(match[1], 16) - 1)  # a call returns behind itself
+        found = _line(library, checked, int(match[1], 16) - 1)  # a call returns behind itself
         if found is None and match[2] == "0":
             return f"address {match[1]} of the compiled code"
         file, line = found or (library.name, 0)
@@ -372,19 +411,25 @@ def _with_lines(library: Library, code: ctypes.CDLL, text: str) -> str:
     return "\n".join([text, *(f"    {line} | {source}" for (_, line), source in shown.items() if source)])
 
 
-def _line(path: str, address: int) -> tuple[str, int] | None:
+def _line(library: Library, checked: bool, address: int) -> tuple[str, int] | None:
     """Where in the source the machine code at this address comes from."""
-    for tool in (
-        ["addr2line", "-i", "-e"],
-        ["llvm-symbolizer", "--output-style=GNU", "--functions=none", "-i", "-e"],
-    ):
-        if shutil.which(tool[0]):
-            break
+    path = library.compiled(checked)._name
+    if sys.platform == "darwin":  # there the lines stay in the object files: make them again
+        with tempfile.TemporaryDirectory() as folder:
+            made = _make(*library.recipe(checked), folder)
+            subprocess.run(["dsymutil", "--flat", made], capture_output=True)
+            said = _output("atos", "-i", "-o", f"{made}.dwarf", hex(address))
+    elif shutil.which("addr2line"):
+        said = _output("addr2line", "-i", "-e", path, hex(address))
+    elif shutil.which("llvm-symbolizer"):
+        said = _output("llvm-symbolizer", "--output-style=GNU", "--functions=none", "-e", path, hex(address))
     else:
         return None
-    said = subprocess.run([*tool, path, hex(address)], capture_output=True, text=True).stdout
-    for line in said.splitlines():  # from the innermost of inlined functions outwards
-        found = re.match(r"(?:.*/)?([^/]+):(\d+)", line)
-        if found and found[1] not in ("emulator.h", "??"):
-            return found[1], int(found[2])
+    for file, line in re.findall(r"([^/(\s]+):(\d+)", said):  # from inlined functions outwards
+        if file not in ("emulator.h", "??"):
+            return file, int(line)
     return None
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True).stdout

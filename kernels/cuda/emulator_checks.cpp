@@ -1,7 +1,8 @@
 // What the emulator checks, and a GPU does not: every access of a kernel to memory.
 //
-// The kernel is compiled with -fsanitize=thread, by which the compiler puts a call before each load and store.
-// The calls are meant for another tool, ThreadSanitizer, which is not linked: here are functions of their names.
+// The kernel is compiled with -fsanitize=thread, by which the compiler puts a call before each load and
+// store. The calls are meant for another tool, ThreadSanitizer, which is not linked: here are functions of
+// their names.
 #include "emulator_runtime.h"
 
 #include <dlfcn.h>
@@ -30,7 +31,7 @@ struct Region {  // one argument, or several that overlap
 struct Sandbox {
     char *base;
     Region regions[SLOTS];
-    uint64_t committed[SLOTS] = {};          // bytes of the slot behind which there is memory
+    uint64_t committed[SLOTS] = {};  // bytes of the slot behind which there is memory
     std::vector<Cell> cells[SLOTS];
     uint64_t cleared = 0;  // the number of the launch before which the cells were last set to zero
 };
@@ -41,8 +42,9 @@ static std::vector<Sandbox *> sandboxes;  // not in use
 static Sandbox *take_sandbox() {
     std::lock_guard<std::mutex> lock(sandboxes_mutex);
     if (sandboxes.empty()) {
-        sandboxes.push_back(new Sandbox);
         void *range = mmap(nullptr, SLOTS * SLOT, PROT_NONE, MAP_PRIVATE | MAP_ANON | MAP_NORESERVE, -1, 0);
+        if (range == MAP_FAILED) return nullptr;
+        sandboxes.push_back(new Sandbox);
         sandboxes.back()->base = static_cast<char *>(range);
     }
     Sandbox *taken = sandboxes.back();
@@ -57,11 +59,13 @@ static bool outdated(uint64_t &cleared, uint64_t launch) {
     return old;
 }
 
-void check_begin_launch(Launch &launch) {
-    Sandbox &box = *(launch.sandbox = take_sandbox());
+bool check_begin_launch(Launch &launch) {
+    launch.sandbox = take_sandbox();
+    if (!launch.sandbox) return false;
+    Sandbox &box = *launch.sandbox;
     std::vector<const Argument *> arguments;
     for (const Argument &a : launch.arguments)
-        if (!(a.flags & 2)) arguments.push_back(&a);
+        if (!(a.flags & (NONE | TABLE))) arguments.push_back(&a);
     std::sort(arguments.begin(), arguments.end(),
               [](const Argument *a, const Argument *b) { return a->data < b->data; });
     unsigned n = 0;
@@ -79,7 +83,7 @@ void check_begin_launch(Launch &launch) {
             n++;
         }
         last->arguments.push_back(a);
-        last->writable |= !(a->flags & 1);
+        last->writable |= !(a->flags & CONST);
         *static_cast<char **>(launch.values[a->parameter]) = last->begin + (a->data - last->original);
     }
     if (outdated(box.cleared, launch.number))
@@ -99,6 +103,7 @@ void check_begin_launch(Launch &launch) {
         if (box.cells[i].size() < r.bytes / 4 + 2) box.cells[i].resize(r.bytes / 4 + 2);
         r.cells = box.cells[i].data();
     }
+    return true;
 }
 
 void check_end_launch(Launch &launch) {
@@ -111,7 +116,7 @@ void check_end_launch(Launch &launch) {
         std::vector<Cell>().swap(box.cells[i]);
     }
     for (const Argument &a : launch.arguments)  // for a second run
-        *static_cast<char **>(launch.values[a.parameter]) = a.data;
+        if (!(a.flags & TABLE)) *static_cast<char **>(launch.values[a.parameter]) = a.data;
     std::lock_guard<std::mutex> lock(sandboxes_mutex);
     sandboxes.push_back(&box);
 }
@@ -123,14 +128,16 @@ static std::string elements(const std::string &name, int64_t first, int64_t last
     return first == last ? text : text + " to " + name + format("[%lld]", static_cast<long long>(last));
 }
 
-static const Argument &argument_at(const Region &r, const char *address) {  // of those that overlap, the nearest
+static const Argument &argument_at(const Region &r,
+                                   const char *address) {  // of those that overlap, the nearest
     int64_t at = address - r.begin;
     auto distance = [&](const Argument *a) {
         int64_t low = a->data - r.original, high = low + a->bytes;
         return at < low ? low - at : at >= high ? at - high + 1 : 0;
     };
-    return **std::min_element(r.arguments.begin(), r.arguments.end(),
-                              [&](const Argument *a, const Argument *b) { return distance(a) < distance(b); });
+    return **std::min_element(
+        r.arguments.begin(), r.arguments.end(),
+        [&](const Argument *a, const Argument *b) { return distance(a) < distance(b); });
 }
 
 static int64_t divide_down(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
@@ -165,10 +172,11 @@ static std::string shared_name(const Worker &w, const char *address, const Place
 
 static std::string size_of(const SharedArray &a, uint64_t bytes) {
     uint64_t n = bytes / a.item;
-    std::string shape = a.rank < 2    ? std::to_string(n)
-                        : a.rank == 2 ? format("%llu x %u", static_cast<unsigned long long>(n / a.inner), a.inner)
-                                      : format("%llu x %u x %u", static_cast<unsigned long long>(n / a.inner / a.middle),
-                                               a.middle, a.inner);
+    std::string shape =
+        a.rank < 2    ? std::to_string(n)
+        : a.rank == 2 ? format("%llu x %u", static_cast<unsigned long long>(n / a.inner), a.inner)
+                      : format("%llu x %u x %u", static_cast<unsigned long long>(n / a.inner / a.middle),
+                               a.middle, a.inner);
     return std::string(a.name) + " has " + shape + (n == 1 ? " element." : " elements.");
 }
 
@@ -181,11 +189,13 @@ std::string place(const void *address, int line) {  // as it stands in the file 
 
 static const char *verb(bool write) { return write ? "writes " : "reads "; }
 
-[[noreturn]] static void outside(const Region &r, const char *address, unsigned bytes, bool write, const void *place) {
+[[noreturn]] static void outside(const Region &r, const char *address, unsigned bytes, bool write,
+                                 const void *place) {
     const Argument &a = argument_at(r, address);
     uint64_t n = a.bytes / a.item;
     fail(place, verb(write) + global_name(r, address, bytes) + "; " + a.name +
-                    (a.flags & 4 ? " spans " : " has ") + std::to_string(n) + (n == 1 ? " element." : " elements."));
+                    (a.flags & GAPS ? " spans " : " has ") + std::to_string(n) +
+                    (n == 1 ? " element." : " elements."));
 }
 
 // ---- Races: two threads at the same bytes, at least one writes, and nothing puts one before the other
@@ -204,7 +214,12 @@ static inline void store(Access &cell, Access access) {
     __atomic_store_n(reinterpret_cast<uint64_t *>(&cell), bits, __ATOMIC_RELAXED);
 }
 
-enum Several { ONE, LANES, WARPS, BLOCKS };  // whom an entry stands for: a thread, several of its warp, its block, all
+enum Several {
+    ONE,
+    LANES,
+    WARPS,
+    BLOCKS
+};  // whom an entry stands for: a thread, several of its warp, its block, all
 
 // Whether an access of another thread of this block came before all that this thread does now.
 static inline bool ordered(const Worker &w, Access then, Access now) {
@@ -212,7 +227,8 @@ static inline bool ordered(const Worker &w, Access then, Access now) {
     unsigned warp = now.thread / 32;
     if (then.several == WARPS || then.thread / 32 != warp) return false;
     if (then.time < w.warp_time[warp]) return true;
-    return !w.pair_time.empty() && then.time < w.pair_time[(warp * 32 + then.thread % 32) * 32 + now.thread % 32];
+    return !w.pair_time.empty() &&
+           then.time < w.pair_time[(warp * 32 + then.thread % 32) * 32 + now.thread % 32];
 }
 
 template <bool GLOBAL>
@@ -238,21 +254,24 @@ static inline Access merged(const Worker &w, Access then, Access now) {
     return now;
 }
 
-static inline int32_t from_kernel(const Worker &w, const void *place) {  // 32 bits are enough for a place in it
+static inline int32_t from_kernel(const Worker &w,
+                                  const void *place) {  // 32 bits are enough for a place in it
     return static_cast<const char *>(place) - reinterpret_cast<const char *>(w.launch->kernel);
 }
 
 template <bool GLOBAL>
-[[noreturn]] static __attribute__((noinline)) void race(const Worker &w, Access then, Access now, bool wrote, bool write,
-                                                        int32_t from, const std::string &name, const void *where) {
+[[noreturn]] static __attribute__((noinline)) void race(const Worker &w, Access then, Access now, bool wrote,
+                                                        bool write, int32_t from, const std::string &name,
+                                                        const void *where) {
     auto index = [](unsigned i, const Index &n) { return text_of({i % n.x, i / n.x % n.y, i / n.x / n.y}); };
     bool other_block = GLOBAL && then.block != now.block;
-    std::string who = then.several && then.thread == now.thread ? "another thread"
-                                                                : "thread " + index(then.thread, w.launch->block);
+    std::string who = then.several && then.thread == now.thread
+                          ? "another thread"
+                          : "thread " + index(then.thread, w.launch->block);
     if (other_block) who = "block " + index(then.block, w.launch->grid) + ", " + who;
     if (then.several == BLOCKS) who = "another block";
     const char *between = other_block || then.several == BLOCKS ? "Blocks run in any order."
-                          : GLOBAL                              ? "There is no __syncthreads between, nor is it an atomic."
+                          : GLOBAL ? "There is no __syncthreads between, nor is it an atomic."
                           : then.thread / 32 == now.thread / 32 && then.several != WARPS
                               ? "There is no __syncwarp or __syncthreads between."
                               : "There is no __syncthreads between.";
@@ -261,7 +280,8 @@ template <bool GLOBAL>
 }
 
 template <bool GLOBAL, class Name>
-static inline void check_cell(const Worker &w, Cell &cell, Access now, bool write, const void *place, Name name) {
+static inline void check_cell(const Worker &w, Cell &cell, Access now, bool write, const void *place,
+                              Name name) {
     Access wrote = load(cell.write);
     if (__builtin_expect(conflict<GLOBAL>(w, wrote, now), 0))
         race<GLOBAL>(w, wrote, now, true, write, cell.write_place, name(), place);
@@ -318,13 +338,30 @@ void check_synced(Worker &w, unsigned first, unsigned lanes, bool whole_warp) {
 
 // ---- One access
 
-static __attribute__((noinline)) void check_elsewhere(Worker &w, const char *address, unsigned bytes, bool write,
-                                                      const void *place) {
+static __attribute__((noinline)) void check_elsewhere(Worker &w, const char *address, unsigned bytes,
+                                                      bool write, const void *place) {
     if (address >= w.statics_begin && address + bytes <= w.statics_end) return;
-    std::string what = verb(write) + format("the address 0x%llx, ", reinterpret_cast<unsigned long long>(address));
+    const Argument *found = nullptr;  // of the tensors whose addresses the kernel has from a table, sorted
+    for (size_t low = w.launch->tables, high = w.launch->arguments.size(); low < high;) {
+        size_t middle = (low + high) / 2;
+        const Argument &a = w.launch->arguments[middle];
+        if (a.data <= address)
+            found = &a, low = middle + 1;
+        else
+            high = middle;
+    }
+    if (found && address + bytes <= found->data + found->bytes) return;
+    if (found && address < found->data + found->bytes + 64)
+        fail(place, verb(write) +
+                        elements(found->name, (address - found->data) / found->item,
+                                 (address + bytes - 1 - found->data) / found->item) +
+                        "; " + found->name + " has " + std::to_string(found->bytes / found->item) +
+                        " elements.");
+    std::string what =
+        verb(write) + format("the address 0x%llx, ", reinterpret_cast<unsigned long long>(address));
     if (uint64_t(address) < SLOT)
         for (const Argument &a : w.launch->arguments)
-            if (a.flags & 2) fail(place, what + "through a null pointer: " + a.name + " is None.");
+            if (a.flags & NONE) fail(place, what + "through a null pointer: " + a.name + " is None.");
     if (uint64_t(address) < 65536) fail(place, what + "through a null pointer.");
     if (address >= w.stacks && address < w.stacks + STACK * MOST_THREADS)
         fail(place, what + "a local variable of another thread.");
@@ -337,14 +374,15 @@ static __attribute__((noinline)) void check_elsewhere(Worker &w, const char *add
     w.statics_end = first ? address + bytes : std::max(w.statics_end, address + bytes);
 }
 
-static __attribute__((noinline)) void check_global(Worker &w, Region &r, const char *address, unsigned bytes, bool write,
-                                                   bool atomic, const void *place) {
+static __attribute__((noinline)) void check_global(Worker &w, Region &r, const char *address, unsigned bytes,
+                                                   bool write, bool atomic, const void *place) {
     uint64_t offset = address - r.begin;
     if (offset >= r.bytes || bytes > r.bytes - offset) {
         if (r.arguments.empty()) check_elsewhere(w, address, bytes, write, place);
         outside(r, address, bytes, write, place);
     }
-    if (write && !r.writable) fail(place, "writes " + global_name(r, address, bytes) + ", through a pointer to const.");
+    if (write && !r.writable)
+        fail(place, "writes " + global_name(r, address, bytes) + ", through a pointer to const.");
     if (w.launch->blocks >= 1 << 24) return;
     auto name = [&] { return global_name(r, address, bytes); };
     Access now = access_now(w, atomic);
@@ -381,7 +419,8 @@ static inline void check_shared(Worker &w, const char *address, unsigned bytes, 
             if (!w.suspect) w.suspect = w.current;
             give_way(false);  // until nobody else can go on
             w.suspect = nullptr;
-            if ((written & mask) != mask) fail(place, "reads " + name() + ", to which no thread has written.");
+            if ((written & mask) != mask)
+                fail(place, "reads " + name() + ", to which no thread has written.");
         }
         now.bytes = mask;
         check_cell<false>(w, cell, now, write, place, name);
@@ -390,15 +429,16 @@ static inline void check_shared(Worker &w, const char *address, unsigned bytes, 
     }
 }
 
-static inline __attribute__((always_inline)) void check(const void *pointer, unsigned bytes, bool write, bool atomic,
-                                                        bool aligned, const void *place) {
+static inline __attribute__((always_inline)) void check(const void *pointer, unsigned bytes, bool write,
+                                                        bool atomic, bool aligned, const void *place) {
     Worker *w = worker;
     if (!w || !w->current) return;  // the library is being loaded
     if (__builtin_expect(interrupted.load(std::memory_order_relaxed), 0)) leave();
     const char *address = static_cast<const char *>(pointer);
     uint64_t offset = address - w->launch->sandbox->base;
     bool global = offset < SLOTS * SLOT, shared = uint64_t(address - w->arena) < ARENA;
-    if (__builtin_expect(aligned && reinterpret_cast<uint64_t>(address) % bytes != 0, 0) && (global || shared))
+    if (__builtin_expect(aligned && reinterpret_cast<uint64_t>(address) % bytes != 0, 0) &&
+        (global || shared))
         fail(place, verb(write) + format("%u bytes at ", bytes) +
                         (shared ? shared_name(*w, address)
                                 : global_name(w->launch->sandbox->regions[offset / SLOT], address, 1)) +
@@ -432,18 +472,22 @@ void check_copy_arrives(const Copy &copy) {
 
 #define HOOK(name, bytes, write, aligned) \
     EXPORT void name(void *address) { check(address, bytes, write, false, aligned, CALLER); }
-#define HOOKS(bytes)                                            \
-    HOOK(__tsan_read##bytes, bytes, false, true)                \
-    HOOK(__tsan_write##bytes, bytes, true, true)                \
-    HOOK(__tsan_unaligned_read##bytes, bytes, false, false)     \
+#define HOOKS(bytes)                                        \
+    HOOK(__tsan_read##bytes, bytes, false, true)            \
+    HOOK(__tsan_write##bytes, bytes, true, true)            \
+    HOOK(__tsan_unaligned_read##bytes, bytes, false, false) \
     HOOK(__tsan_unaligned_write##bytes, bytes, true, false)
 HOOKS(1)
 HOOKS(2)
 HOOKS(4)
 HOOKS(8)
 HOOKS(16)
-EXPORT void __tsan_read_range(void *address, unsigned long bytes) { check(address, bytes, false, false, false, CALLER); }
-EXPORT void __tsan_write_range(void *address, unsigned long bytes) { check(address, bytes, true, false, false, CALLER); }
+EXPORT void __tsan_read_range(void *address, unsigned long bytes) {
+    check(address, bytes, false, false, false, CALLER);
+}
+EXPORT void __tsan_write_range(void *address, unsigned long bytes) {
+    check(address, bytes, true, false, false, CALLER);
+}
 EXPORT void *__tsan_memset(void *to, int value, unsigned long bytes) {
     if (bytes) check(to, bytes, true, false, false, CALLER);
     return memset(to, value, bytes);
@@ -460,8 +504,7 @@ EXPORT void __tsan_init() {}
 EXPORT void __tsan_func_exit() {}
 EXPORT void __tsan_func_entry(void *) {
     char here;
-    if (worker && worker->current && &here < worker->current->stack + STACK / 4)
-        fail(CALLER, TOO_DEEP);
+    if (worker && worker->current && &here < worker->current->stack + STACK / 4) fail(CALLER, TOO_DEEP);
 }
 
 // -fsanitize=bounds and integer-divide-by-zero; the compiler knows the sizes of arrays.
@@ -486,6 +529,9 @@ EXPORT void __ubsan_handle_out_of_bounds(const OutOfBounds *what, uint64_t index
     type = type.substr(0, type.rfind('\''));
     type = type.substr(type.rfind('\'') + 1);
     type.erase(std::remove(type.begin(), type.end(), ' '), type.end());
-    fail(CALLER, format("index %lld is out of bounds of an array %s.", static_cast<long long>(value), type.c_str()));
+    fail(CALLER,
+         format("index %lld is out of bounds of an array %s.", static_cast<long long>(value), type.c_str()));
 }
-EXPORT void __ubsan_handle_divrem_overflow(const void *, uint64_t, uint64_t) { fail(CALLER, "divides by zero."); }
+EXPORT void __ubsan_handle_divrem_overflow(const void *, uint64_t, uint64_t) {
+    fail(CALLER, "divides by zero.");
+}

@@ -1,7 +1,7 @@
 // The emulator's runtime: blocks, threads, barriers, shuffles, shared memory.
 //
-// Every OS thread (a `Worker`) takes one block after the other. The threads of its block are fibers: each has a
-// stack, and gives way to another only where it has to wait, at a barrier or a shuffle. A switch stores the
+// Every OS thread (a `Worker`) takes one block after the other. The threads of its block are fibers: each has
+// a stack, and gives way to another only where it has to wait, at a barrier or a shuffle. A switch stores the
 // registers on one stack and loads them from another: some nanoseconds, no system call.
 #include "emulator_runtime.h"
 
@@ -21,8 +21,8 @@ std::atomic<bool> interrupted;
 
 // ---- Fibers
 
-// emulated_switch(&mine, other): keep on the stack what a function must preserve, note the stack's top in `mine`,
-// and go on where `other` was noted.
+// emulated_switch(&mine, other): keep on the stack what a function must preserve, note the stack's top in
+// `mine`, and go on where `other` was noted.
 extern "C" void emulated_switch(void **mine, void *other);
 #ifdef __APPLE__
 #define SWITCH "_emulated_switch"
@@ -30,13 +30,15 @@ extern "C" void emulated_switch(void **mine, void *other);
 #define SWITCH "emulated_switch"
 #endif
 #if defined(__x86_64__)
-asm(".text\n .globl " SWITCH "\n" SWITCH ":\n"
+asm(".text\n .globl " SWITCH "\n" SWITCH
+    ":\n"
     "pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
     "movq %rsp, (%rdi)\n movq %rsi, %rsp\n"
     "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret\n");
 constexpr int SAVED = 6;  // of the words that it loads, the one to which it returns
 #elif defined(__aarch64__)
-asm(".text\n .globl " SWITCH "\n .p2align 2\n" SWITCH ":\n"
+asm(".text\n .globl " SWITCH "\n .p2align 2\n" SWITCH
+    ":\n"
     "sub sp, sp, #160\n"
     "stp x29, x30, [sp]\n stp x19, x20, [sp, #16]\n stp x21, x22, [sp, #32]\n stp x23, x24, [sp, #48]\n"
     "stp x25, x26, [sp, #64]\n stp x27, x28, [sp, #80]\n stp d8, d9, [sp, #96]\n stp d10, d11, [sp, #112]\n"
@@ -55,7 +57,8 @@ static void run_threads();
 
 static void *new_fiber(unsigned number) {
     char *stack = worker->stacks + number * STACK;
-    void **frame = reinterpret_cast<void **>(stack + STACK) - 24;  // a multiple of 16 below, as a call needs it
+    char *top = stack + STACK - number % 64 * 320;       // not all in the same few lines of the cache
+    void **frame = reinterpret_cast<void **>(top) - 24;  // a multiple of 16 below, as a call needs it
     memset(frame, 0, 24 * sizeof(void *));
     frame[SAVED] = reinterpret_cast<void *>(run_threads);
     return frame;
@@ -67,9 +70,9 @@ static void *new_fiber(unsigned number) {
     __builtin_unreachable();
 }
 
-// Somebody else's turn: a thread that can go on, or one that has not begun. The current one comes back here when
-// `release` has put it among those that can go on, and its turn comes. If nobody can, there may be a suspect, who
-// wants to know what everybody else does; else run_block() finds out why.
+// Somebody else's turn: a thread that can go on, or one that has not begun. The current one comes back here
+// when `release` has put it among those that can go on, and its turn comes. If nobody can, there may be a
+// suspect, who wants to know what everybody else does; else run_block() finds out why.
 void give_way(bool newest_first) {
     Worker &w = *worker;
     Thread &me = *w.current;
@@ -94,7 +97,8 @@ static void run_threads() {
     do {
         unsigned i = w.started++;
         Thread &t = *(w.current = &w.threads[i]);
-        t.index = {i % launch.block.x, i / launch.block.x % launch.block.y, i / launch.block.x / launch.block.y};
+        t.index = {i % launch.block.x, i / launch.block.x % launch.block.y,
+                   i / launch.block.x / launch.block.y};
         t.packed_index = t.index.x | uint64_t(t.index.y) << 32 | uint64_t(t.index.z) << 48;
         t.state = RUNS;
         t.stack = stack;
@@ -102,6 +106,7 @@ static void run_threads() {
         t.copies.clear();
         launch.kernel(launch.values);
         t.state = EXITED;
+        w.exited_lanes[i / 32] |= 1u << i % 32;
         w.exited++;
     } while (w.head == w.tail && w.started < launch.threads);
     give_way(false);
@@ -119,6 +124,8 @@ static void run_block(uint64_t number) {
     w.packed_block = w.block.x | uint64_t(w.block.y) << 32 | uint64_t(w.block.z) << 48;
     w.started = w.exited = w.waiting = w.head = w.tail = 0;
     for (unsigned i = 0; i < launch.threads; i++) w.threads[i].state = UNSTARTED;
+    memset(w.in_warp, 0, sizeof w.in_warp);
+    memset(w.exited_lanes, 0, sizeof w.exited_lanes);
     memset(w.arena, 0xff, w.arena_used);  // not a number, in every format
     if (launch.checked) check_begin_block(w);
     w.current = w.suspect = nullptr;
@@ -153,9 +160,11 @@ void fail(const void *where, const std::string &what) {
 
 // ---- Waiting for each other
 
-static const char *const COLLECTIVES[] = {"__syncwarp", "a shuffle", "__ballot_sync", "__any_sync", "__all_sync"};
+static const char *const COLLECTIVES[] = {"__syncwarp", "a shuffle", "__ballot_sync", "__any_sync",
+                                          "__all_sync"};
 
-// Who waits where, when not all threads came to the same barrier: one phrase for all that are in the same state.
+// Who waits where, when not all threads came to the same barrier: one phrase for all that are in the same
+// state.
 static void explain_waiting() {
     Worker &w = *worker;
     struct Group {
@@ -191,10 +200,12 @@ static void explain_waiting() {
         text += (text.empty() ? ": thread " : "; thread ") + text_of(t.index);
         if (many) text += format(" and %u more", g.others);
         if (t.state == AT_BARRIER)
-            text += (many ? " wait at __syncthreads in " : " waits at __syncthreads in ") + place(t.place, t.line);
+            text += (many ? " wait at __syncthreads in " : " waits at __syncthreads in ") +
+                    place(t.place, t.line);
         else if (t.state == IN_WARP)
             text += format(many ? " wait in %s with mask 0x%x in " : " waits in %s with mask 0x%x in ",
-                           COLLECTIVES[t.collective], t.mask) + place(t.place);
+                           COLLECTIVES[t.collective], t.mask) +
+                    place(t.place);
         else
             text += many ? " have returned" : " has returned";
     }
@@ -233,27 +244,34 @@ EXPORT uint64_t emulated_warp(int collective, unsigned mask, uint64_t value, int
     Worker &w = *worker;
     Thread &t = *w.current;
     unsigned first = w.number(t) & ~31u, lanes = std::min(w.launch->threads - first, 32u);
-    unsigned all = lanes < 32 ? (1u << lanes) - 1 : ~0u, wanted = mask & all, came = 0, votes = 0;
+    unsigned all = lanes < 32 ? (1u << lanes) - 1 : ~0u, wanted = mask & all,
+             lane_of_mine = w.number(t) - first;
+    unsigned &in_warp = w.in_warp[first / 32], exited = w.exited_lanes[first / 32], votes = 0;
     Thread *warp = w.threads + first;
-    t.collective = collective, t.mask = mask, t.value = value, t.source = source, t.line = 0, t.place = CALLER;
+    t.collective = collective, t.mask = mask, t.value = value, t.source = source, t.line = 0,
+    t.place = CALLER;
     t.state = IN_WARP;
-    if (!(wanted >> (w.number(t) - first) & 1))
-        fail(CALLER, format("calls %s with mask 0x%x, in which its own lane, %u, is not.", COLLECTIVES[collective],
-                            mask, w.number(t) - first));
-    for (unsigned lane = 0; lane < lanes; lane++) {
-        const Thread &its = warp[lane];
-        if (!(wanted >> lane & 1)) continue;
-        if (its.state == EXITED)
-            fail(CALLER, format("waits in %s with mask 0x%x for lane %u, thread ", COLLECTIVES[collective], mask,
-                                lane) + text_of(its.index) + ", which has returned.");
-        if (its.state != IN_WARP || its.mask != mask || its.collective != collective) continue;
-        came |= 1u << lane;
-        votes |= unsigned(its.value != 0) << lane;
+    in_warp |= 1u << lane_of_mine;
+    if (!(wanted >> lane_of_mine & 1))
+        fail(CALLER, format("calls %s with mask 0x%x, in which its own lane, %u, is not.",
+                            COLLECTIVES[collective], mask, lane_of_mine));
+    if (exited & wanted) {
+        unsigned lane = __builtin_ctz(exited & wanted);
+        fail(CALLER,
+             format("waits in %s with mask 0x%x for lane %u, thread ", COLLECTIVES[collective], mask, lane) +
+                 text_of(warp[lane].index) + ", which has returned.");
     }
-    if (came != wanted) {
+    bool all_came = (in_warp & wanted) == wanted;
+    for (unsigned lane = 0; lane < lanes && all_came; lane++) {
+        if (!(wanted >> lane & 1)) continue;
+        all_came = warp[lane].mask == mask && warp[lane].collective == collective;
+        votes |= unsigned(warp[lane].value != 0) << lane;
+    }
+    if (!all_came) {
         give_way(false);
         return t.value;
     }
+    in_warp &= ~wanted;
     uint64_t values[32];
     for (unsigned lane = 0; lane < lanes; lane++) values[lane] = warp[lane].value;
     for (unsigned lane = 0; lane < lanes; lane++) {
@@ -265,8 +283,10 @@ EXPORT uint64_t emulated_warp(int collective, unsigned mask, uint64_t value, int
         if (collective == SHUFFLE) {
             if (!(wanted >> (its.source & 31) & 1)) {
                 w.current = &its;
-                fail(its.place, format("takes the value of lane %d, which is not in this shuffle: the mask is 0x%x, "
-                                       "and the warp has %u threads.", its.source & 31, mask, lanes));
+                fail(its.place,
+                     format("takes the value of lane %d, which is not in this shuffle: the mask is 0x%x, "
+                            "and the warp has %u threads.",
+                            its.source & 31, mask, lanes));
             }
             its.value = values[its.source & 31];
         }
@@ -298,9 +318,10 @@ static char *place_array(const SharedArray *array, const void *place) {
     unsigned begin = (w.arena_used + alignment - 1) / alignment * alignment;
     unsigned arrays = begin + array->bytes - (w.launch->dynamic_bytes + GAP * w.arrays.size());
     if (arrays > STATIC_SHARED)
-        fail(place, format("%s and the __shared__ arrays before it take %u bytes; a block has at most %u. More is "
-                            "possible as extern __shared__, with its size in the launch.", array->name, arrays,
-                            STATIC_SHARED));
+        fail(place,
+             format("%s and the __shared__ arrays before it take %u bytes; a block has at most %u. More is "
+                    "possible as extern __shared__, with its size in the launch.",
+                    array->name, arrays, STATIC_SHARED));
     Placed placed{array, w.arena + begin, w.arena + begin + array->bytes};
     memset(placed.begin, 0xff, array->bytes);
     w.arena_used = begin + array->bytes + GAP;
@@ -350,7 +371,8 @@ template <class Word>
 static Word update(void *address, Word (*function)(Word, Word), Word value, const void *place) {
     if (worker->launch->checked) check_access(address, sizeof(Word), true, true, place);
     Word *word = static_cast<Word *>(address), old = __atomic_load_n(word, __ATOMIC_RELAXED);
-    while (!__atomic_compare_exchange_n(word, &old, function(old, value), true, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)) {
+    while (!__atomic_compare_exchange_n(word, &old, function(old, value), true, __ATOMIC_SEQ_CST,
+                                        __ATOMIC_RELAXED)) {
     }
     return old;
 }
@@ -459,7 +481,8 @@ static void work(Launch *launch, int helpers) {
     w.current = nullptr;
     sigaltstack(&before, nullptr);
     for (std::unique_lock<std::mutex> lock(launch->mutex); launch->helpers && !others.empty();)
-        if (launch->helper_left.wait_for(lock, std::chrono::milliseconds(20)) == std::cv_status::timeout && interrupted)
+        if (launch->helper_left.wait_for(lock, std::chrono::milliseconds(20)) == std::cv_status::timeout &&
+            interrupted)
             for (std::thread &other : others) pthread_kill(other.native_handle(), SIGINT);
     for (std::thread &other : others) other.join();
     std::lock_guard<std::mutex> lock(idle_mutex);
@@ -467,8 +490,8 @@ static void work(Launch *launch, int helpers) {
     worker = nullptr;
 }
 
-// While kernels run, Ctrl-C stops them, and a fault is the error of the thread that made it. A handler changes where
-// the thread goes on: after_signal(), on the stack of the fiber, which is given up.
+// While kernels run, Ctrl-C stops them, and a fault is the error of the thread that made it. A handler
+// changes where the thread goes on: after_signal(), on the stack of the fiber, which is given up.
 
 [[noreturn]] static void after_signal() {
     Worker &w = *worker;
@@ -513,7 +536,8 @@ static void on_signal(int signal, siginfo_t *about, void *context) {
                           reinterpret_cast<unsigned long long>(address));
     }
     at = reinterpret_cast<uint64_t>(after_signal);
-    stack_pointer = reinterpret_cast<uint64_t>(stack + STACK - 256 - (SAVED == 6 ? 8 : 0));  // as after a call
+    stack_pointer =
+        reinterpret_cast<uint64_t>(stack + STACK - 256 - (SAVED == 6 ? 8 : 0));  // as after a call
 }
 
 static const int SIGNALS[] = {SIGINT, SIGSEGV, SIGBUS, SIGFPE};
@@ -533,8 +557,8 @@ static void take_signals(bool take) {  // the first launch takes them, the last 
 
 // Runs all blocks, and copies the error's text: its length, 0 for none, or -1 after Ctrl-C.
 EXPORT int emulated_launch(void (*kernel)(void **), void **values, const Argument *arguments, int n_arguments,
-                           const unsigned *grid, const unsigned *block, unsigned dynamic_bytes, int workers,
-                           int checked, char *error, int size) {
+                           int n_reachable, const unsigned *grid, const unsigned *block,
+                           unsigned dynamic_bytes, int workers, int checked, char *error, int size) {
     static std::atomic<uint64_t> launches;
     std::string told;
     take_signals(true);
@@ -543,6 +567,7 @@ EXPORT int emulated_launch(void (*kernel)(void **), void **values, const Argumen
         launch.kernel = kernel;
         launch.values = values;
         launch.arguments.assign(arguments, arguments + n_arguments);
+        launch.tables = n_arguments - n_reachable;
         launch.grid = {grid[0], grid[1], grid[2]};
         launch.block = {block[0], block[1], block[2]};
         launch.packed_grid = grid[0] | uint64_t(grid[1]) << 32 | uint64_t(grid[2]) << 48;
@@ -553,13 +578,16 @@ EXPORT int emulated_launch(void (*kernel)(void **), void **values, const Argumen
         launch.checked = checked;
         launch.number = ++launches;
         size_t before = printed.size();
-        if (checked) check_begin_launch(launch);
+        if (checked && !check_begin_launch(launch)) {
+            told = "no addresses are left to keep arguments apart (is there a limit, ulimit -v?).";
+            break;
+        }
         work(&launch, workers - 1);
         if (checked) check_end_launch(launch);
         if (told.empty() || !launch.error.empty()) told = launch.error;
         if (launch.error.empty() || !checked || workers == 1 || interrupted) break;
-        // Which of two blocks is caught in a race depends on who is faster. The arguments are as they were: once
-        // more, one block after the other, and the error is the same every time.
+        // Which of two blocks is caught in a race depends on who is faster. The arguments are as they were:
+        // once more, one block after the other, and the error is the same every time.
         workers = 1;
         printed.resize(before);
     }

@@ -70,7 +70,8 @@ __device__ void take_share(float (&numbers)[COUNT], const float *row, int thread
 template <bool SUM_ROWS = false>
 struct Tile {
     int row, column;  // where the tile begins
-    int slice = threadIdx.x / THREADS_OF_SLICE, thread = threadIdx.x % THREADS_OF_SLICE;
+    int slice = SLICES > 1 ? threadIdx.x / THREADS_OF_SLICE : 0;
+    int thread = threadIdx.x - slice * THREADS_OF_SLICE;
     int m = thread / THREADS_N, n = thread % THREADS_N;
     float c[THREAD_M][THREAD_N] = {}, row_sums[THREAD_M] = {};
 

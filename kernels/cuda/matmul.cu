@@ -6,7 +6,7 @@
 // the heads of attention; matrix b is number b / inner of the outer and b % inner of the inner one.
 #include "product.cuh"
 
-// Three numbers for C become one, here and where parts are summed.
+// What a sum becomes in C, whoever has summed it.
 __device__ float finished(float sum, float alpha, const scalar *bias, int column, const scalar *place,
                           bool add) {
     float result = alpha * sum;

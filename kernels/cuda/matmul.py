@@ -55,7 +55,8 @@ class TensorTiles(Tiles):
 
 
 # Large tiles read memory least often; small ones give every processor of the GPU a share of a small product.
-# With each, what one processor of an H100 was measured to do: products of two numbers, and their sum, a µs.
+# With each, how many products of two numbers one processor adds up in a µs: the first two are measurements on
+# an H100 (products of 4096 x 4096), the others estimates. Only their proportions matter, for the choice.
 FLOAT_TILES = {
     FloatTiles(128, 128, 8, 8, 8): 150e3,
     FloatTiles(128, 64, 16, 8, 4): 137e3,
@@ -135,6 +136,8 @@ def matmul(
     columns neighbours in memory, sharing none with a and b. A transposed factor is a view: `a.mT`.
     Raises `ValueError` for shapes and devices, `TypeError` for dtypes.
     """
+    if accumulate and out is None:
+        raise ValueError("matmul: accumulate adds to what out holds; give it an out.")
     if without_data(a):
         return out if out is not None else torch.matmul(a, b)
     bias = None if bias is None else bias.contiguous()
@@ -198,7 +201,12 @@ def _checked_batch(a: Like, b: Like, bias: Like | None) -> tuple:
         )
     if bias is not None and tuple(bias.shape) != (b.shape[-1],):
         raise ValueError(f"matmul: expected a bias of shape ({b.shape[-1]},), got {tuple(bias.shape)}.")
-    batch = tuple(torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]))
+    try:
+        batch = tuple(torch.broadcast_shapes(a.shape[:-2], b.shape[:-2]))
+    except RuntimeError as mismatch:
+        raise ValueError(
+            f"matmul: the leading dimensions of a {tuple(a.shape)} and b {tuple(b.shape)} do not broadcast."
+        ) from mismatch
     if len(batch) > 2:
         raise ValueError(
             f"matmul: at most two leading dimensions, got {batch}; flatten some of them with reshape."

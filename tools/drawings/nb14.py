@@ -95,11 +95,14 @@ def step() -> Figure:
     for a, b in pairwise(xs):
         arrow(ax, (a + 0.61, 3.2), (b - 0.61, 3.2), color=BLUE)
         arrow(ax, (b - 0.61, 1.42), (a + 0.61, 1.42), color=RED)
-    _text(ax, 0.62, 0.4, "7 launches", 10, BLUE, ha="left")
-    _text(ax, 1.65, 0.4, "forward,", 10, ha="left")
-    _text(ax, 2.4, 0.4, "10", 10, RED, ha="left")
-    _text(ax, 2.68, 0.4, "backward.   Around the blocks: embeddings, a norm, the loss,", 10, ha="left")
-    _text(ax, 7.6, 0.4, "and adamw, one launch.", 10, ORANGE, ha="left")
+    words = (
+        ("7 launches forward,", BLUE),
+        ("10 backward.", RED),
+        ("Around the blocks: embeddings, a norm, the loss.", INK),
+        ("At the end: adamw, 1 launch.", ORANGE),
+    )
+    for x, (text, color) in zip((0.62, 2.4, 3.75, 8.45), words, strict=True):
+        _text(ax, x, 0.4, text, 9.5, color, ha="left")
     return figure
 
 
