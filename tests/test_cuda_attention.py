@@ -263,7 +263,7 @@ def test_tiles_fit_into_the_shared_memory_of_every_gpu(monkeypatch):
     monkeypatch.setattr(attention, "has_tensor_cores", lambda dtype, _: dtype != torch.float32)
     numbers = (64, 99, 163, 227), DTYPES, (8, 32, 64, 128, 256), (1, 2), (16, 2048)
     for kibibytes, dtype, D, kept, T in itertools.product(*numbers):
-        monkeypatch.setattr(attention, "_shared_memory", lambda _, size=kibibytes: size * 1024)
+        monkeypatch.setattr(attention, "shared_memory", lambda _, size=kibibytes: size * 1024)
         tiles = attention._tiles(dtype, D, 8, T, kept, None)
         assert tiles.shared_bytes(kept) <= kibibytes * 1024 and tiles.HEAD >= D
         assert tiles.threads % 32 == 0 and (dtype == torch.float32 or tiles.BLOCK_ROWS >= 16)

@@ -96,6 +96,10 @@ DIVERGENCE = {
         TABLE,
     ),
 }
+COPIES = {
+    "no waiting for a row": ("norms.cu", "__pipeline_wait_prior(STAGES - 1);", "", NORM),
+    "waiting for too few": ("norms.cu", "wait_prior(STAGES - 1)", "wait_prior(STAGES)", NORM),
+}
 BY_VALUES = {
     "a row's tail left out": (
         "rows.cuh",
@@ -190,6 +194,14 @@ def test_the_emulator_sees_who_is_missing(broken, what):
     *how, case = DIVERGENCE[what]
     broken(*how)
     with pytest.raises(emulator.EmulatorError, match="All must come to the same one"):
+        run(case)
+
+
+@pytest.mark.parametrize("what", COPIES)
+def test_the_emulator_sees_copies_that_have_not_arrived(broken, what):
+    *how, case = COPIES[what]
+    broken(*how)
+    with pytest.raises(emulator.EmulatorError, match="__pipeline_wait_prior must come first"):
         run(case)
 
 

@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 
 from kernels.checks import check_attention
-from kernels.cuda.launch import Like, cdiv, check, like, likes, module, processors, without_data
+from kernels.cuda.launch import (
+    Like,
+    cdiv,
+    check,
+    like,
+    likes,
+    module,
+    processors,
+    shared_memory,
+    without_data,
+)
 from kernels.cuda.matmul import has_tensor_cores, matmul
 from kernels.packed import empty_beside
 
@@ -259,16 +269,9 @@ def _tiles(dtype: torch.dtype, D: int, heads: int, n_rows: int, kept: int, devic
     """The largest tiles that fit; with fewer rows, if there are not enough for all processors."""
     head, tensor_cores = max(16, 1 << (D - 1).bit_length()), has_tensor_cores(dtype, device)
     fitting = [Tiles(head, *size, tensor_cores) for size in SIZES]
-    fitting = [tiles for tiles in fitting if tiles.shared_bytes(kept) <= _shared_memory(device)]
+    fitting = [tiles for tiles in fitting if tiles.shared_bytes(kept) <= shared_memory(device)]
     # Two sums of 64 x 128, in the backward pass, leave few registers for scores.
     largest = fitting[1] if kept == 2 and head >= 128 and len(fitting) > 1 else fitting[0]
     if cdiv(n_rows, largest.BLOCK_ROWS) * heads >= processors(device):
         return largest
     return replace(largest, BLOCK_ROWS=min(largest.BLOCK_ROWS, max(16, largest.BLOCK_ROWS // 2)))
-
-
-@functools.cache
-def _shared_memory(device: torch.device) -> int:
-    if device.type == "cpu":
-        return 64 * 1024
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin

@@ -89,6 +89,14 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """How many bytes of shared memory a block may have; the emulator plays a GPU that has 64 KiB."""
+    if device.type == "cpu":
+        return 64 * 1024
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
 def empty(x: Tensor) -> Tensor:
     """A contiguous tensor like x, with nothing in it yet."""
     if x.is_contiguous():

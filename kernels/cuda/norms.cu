@@ -1,12 +1,18 @@
-// LayerNorm and RMSNorm of rows (rows, C), alone or of a sum: h = x + residual. With r = 1 / sqrt(variance +
+// LayerNorm and RMSNorm of rows (rows, C), alone or of a sum h = x + residual. With r = 1 / sqrt(variance +
 // eps)
 //
 //     LayerNorm   x^ = (h - mean) r     y = w x^ + b       variance = mean of (h - mean)^2
 //     RMSNorm     x^ = h r              y = w x^           variance = mean of h^2
 //
 // There is almost nothing to compute: the time is that of moving the bytes, so each of them moves once.
+#include <cuda_pipeline.h>
+
 #include "rows.cuh"
 #include "sums.cuh"
+
+#ifndef STAGES
+#define STAGES 2  // rows that have room in shared memory, or 0 where not even two have
+#endif
 
 // CENTERED: LayerNorm, which subtracts the mean and adds a bias. `stats` is 1 / sqrt(..) of each row, then
 // each mean.
@@ -64,6 +70,14 @@ extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_1024) rmsnorm_forwa
     norm_forward<false>(x, residual, weight, no_bias, y, h, stats, x_stride, residual_stride, rows, C, eps);
 }
 
+// An asynchronous copy takes 4, 8 or 16 bytes; two bytes go the ordinary way.
+__device__ void copy_async(Neighbours<scalar> *to, const scalar *from) {
+    if (sizeof(*to) >= 4)
+        __pipeline_memcpy_async(to, from, sizeof(*to));
+    else
+        *to = read(from);
+}
+
 // With g = w dy:
 //
 //     dx = r (g - mean(g) - x^ mean(g x^)) + dh      dw = sum of dy x^ over all rows      db = sum of dy
@@ -72,28 +86,55 @@ extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_1024) rmsnorm_forwa
 // a second trip through memory. So the blocks are few, each takes many rows, and every thread adds up what
 // belongs to its columns, in registers; `sum_gradients` then adds the blocks' sums, parts (blocks, 2, C): of
 // weights, then of biases.
+//
+// While a row is worked on, the next ones are on their way into shared memory, which costs no registers. A
+// thread copies its own pieces and reads only these, so it waits for no other thread's copies.
 template <bool CENTERED>
 __device__ void norm_backward(const scalar *dy, const scalar *dh, const scalar *x, const scalar *weight,
                               const float *stats, scalar *dx, float *parts, int64_t dy_stride,
                               int64_t dh_stride, int64_t x_stride, int rows, int C) {
+    constexpr int ROOM = STAGES > 0 ? STAGES : 1;  // not 0, by which nothing can be divided
+    extern __shared__ Neighbours<scalar> ahead[];  // of each stage: pieces of dy, then of x
     float dw[PIECES][VECTOR] = {}, db[PIECES][VECTOR] = {};
-    Part w, d, h, next_d, next_h;
     const float one_nth = 1.0f / C;
-    int turn = 0;
-    float next_r, next_mean = 0.0f;
-    const auto ask_for = [&](int64_t row) {
+    const auto place = [&](int stage, int p) {
+        return ahead + (stage * 2 * PIECES + p) * BLOCK + threadIdx.x;
+    };
+    const auto ask_for = [&](int64_t row, int stage) {
+#pragma unroll
+        for (int p = 0; p < PIECES; p++)
+            if (row < rows && column_of(p) < C) {
+                copy_async(place(stage, p), dy + row * dy_stride + column_of(p));
+                copy_async(place(stage, PIECES + p), x + row * x_stride + column_of(p));
+            }
+        __pipeline_commit();
+    };
+    for (int stage = 0; stage < STAGES - 1; stage++) ask_for(first_row() + stage * row_step(), stage);
+
+    float next_r = 0.0f, next_mean = 0.0f;
+    const auto look_up = [&](int64_t row) {
         if (row >= rows) return;
-        next_d.load(dy + row * dy_stride, 0, C);
-        next_h.load(x + row * x_stride, 0, C);
         next_r = stats[row];
         if (CENTERED) next_mean = stats[rows + row];
     };
-    ask_for(first_row());
-    for (int64_t row = first_row(); row < rows; row += row_step()) {
-        d = next_d, h = next_h;
+    look_up(first_row());
+    int turn = 0;
+    for (int64_t row = first_row(); row < rows; row += row_step(), turn++) {
         const float r = next_r, mean = next_mean;
-        ask_for(row + row_step());  // it is on its way while this one is worked on
-        w.load(weight, 0, C);       // every time, from the cache: registers are scarcer than loads
+        look_up(row + row_step());
+        Part d, h, w;
+        w.load(weight, 0, C);  // every time, from the cache: registers are scarcer than loads
+        if (STAGES == 0) {
+            d.load(dy + row * dy_stride, 0, C);
+            h.load(x + row * x_stride, 0, C);
+        } else {
+            ask_for(row + (STAGES - 1) * row_step(), (turn + STAGES - 1) % ROOM);
+            __pipeline_wait_prior(STAGES - 1);  // only copies for the rows after this one may be on their way
+#pragma unroll
+            for (int p = 0; p < PIECES; p++)
+                if (column_of(p) < C)
+                    d.pieces[p] = *place(turn % ROOM, p), h.pieces[p] = *place(turn % ROOM, PIECES + p);
+        }
         const auto x_hat = [&](int p, int i) { return (h(p, i) - mean) * r; };
         const auto g = [&](int p, int i) { return w(p, i) * d(p, i); };
 
@@ -104,7 +145,7 @@ __device__ void norm_backward(const scalar *dy, const scalar *dh, const scalar *
             if (CENTERED) sums[0] += g(p, i);
             sums[1] += g(p, i) * x_hat(p, i);
         });
-        sums_over_row(sums, turn++);
+        sums_over_row(sums, turn);
         const float mean_g = sums[0] * one_nth, mean_gx = sums[1] * one_nth;
         const auto dx_of = [&](int p, int i, int) { return r * (g(p, i) - mean_g - x_hat(p, i) * mean_gx); };
         if (dh == nullptr) {

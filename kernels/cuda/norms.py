@@ -20,13 +20,15 @@ from kernels.cuda.launch import (
     empty,
     like,
     likes,
+    module,
     nothing,
     processors,
+    shared_memory,
     without_data,
 )
 from kernels.cuda.rows import Shape, aligned, row_stride, rows, shape
 
-RESIDENT = 512  # threads of the backward pass that a processor has registers for
+RESIDENT = 512  # threads of the backward pass that a processor has registers for, of blocks of one row
 
 
 def rmsnorm_forward(x: Tensor, weight: Tensor, eps: float):
@@ -145,8 +147,17 @@ def _forward_plan(
 
 
 def _backward_shape(x: Like, aligned: bool, *others: Like | None) -> Shape:
-    """As for the forward pass, but each number of a row takes six registers, or four if it has two bytes."""
+    """As for the forward pass, with fewer numbers a thread: each takes registers for its sums, too."""
     return shape(x, aligned, *others, warp=768, numbers=32 // x.dtype.itemsize, threads=RESIDENT)
+
+
+def _stages(how: Shape, x: Like, resident: int) -> tuple[int, int]:
+    """-> how many rows have room in shared memory, 0, 2 or 3; and how many bytes one takes, of a block."""
+    stage_bytes = 2 * how.PIECES * how.VECTOR * how.threads * x.dtype.itemsize
+    sums = 2 * x.shape[-1] * 4 if how.BLOCK_ROWS > 1 else 0  # a block's, which its warps add up there
+    its_own = sums + 2048
+    stages = min((shared_memory(x.device) // resident - its_own) // stage_bytes, 3)
+    return (stages if stages > 1 else 0), stage_bytes
 
 
 @functools.lru_cache(maxsize=1024)
@@ -160,13 +171,15 @@ def _backward_plan(
     n = math.prod(batch)
     if C == 0:
         return nothing
-    kernels = how.kernels("norms.cu", x.dtype)
-    blocks = min(how.blocks(n), processors(x.device) * max(RESIDENT // how.threads, 1))
+    resident = 3 if how.BLOCK_ROWS > 1 else max(RESIDENT // how.threads, 1)
+    stages, stage_bytes = _stages(how, x, resident)
+    kernels = module("norms.cu", x.dtype, **how._asdict(), STAGES=stages)
+    blocks = min(how.blocks(n), processors(x.device) * resident)
     outputs = 1 if norm == "rmsnorm" else 2
     add_up = kernels.sum_gradients[(cdiv(C, 32), outputs), 256].prepare(blocks, C)
     launch = nothing
     if n > 0:
-        kernel = getattr(kernels, f"{norm}_backward")[blocks, how.threads]
+        kernel = getattr(kernels, f"{norm}_backward")[blocks, how.threads, stages * stage_bytes]
         launch = kernel.prepare(row_stride(dy), row_stride(dh), row_stride(x), n, C)
 
     def run(dy, dh, x, weight, stats, dx, dweight, dbias):

@@ -26,11 +26,12 @@ static_assert((ROW_WARPS & (ROW_WARPS - 1)) == 0, "warps are added up in pairs")
 
 constexpr int BLOCK = ROW_THREADS * BLOCK_ROWS;
 
-// How many blocks of a whole row a processor shall have room for: as many as have 1024 threads, or 512. A
-// block waits while it reads, and again at a barrier; meanwhile others must have their reads on their way.
-// The compiler is told, so that it keeps a thread's registers few enough.
+// How many blocks a processor shall have room for. A block waits while it reads, and again at a barrier;
+// meanwhile others must have their reads on their way. So the compiler is told to keep a thread's registers
+// few enough: for 1024 threads of blocks of one row, or 512. (Of 0 it makes nothing; a warp that holds a row
+// needs its registers.)
 constexpr int ROOM_FOR_1024 = BLOCK_ROWS > 1 ? 0 : 1024 / BLOCK;
-constexpr int ROOM_FOR_512 = BLOCK_ROWS > 1 ? 0 : 512 / BLOCK;
+constexpr int ROOM_FOR_512 = BLOCK_ROWS > 1 ? 3 : 512 / BLOCK;
 
 // The row that these threads begin with, and how many rows all threads work on at a time.
 __device__ inline int64_t first_row() { return int64_t(blockIdx.x) * BLOCK_ROWS + threadIdx.x / ROW_THREADS; }
