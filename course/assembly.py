@@ -1,12 +1,14 @@
-"""What Triton makes of a kernel, for any GPU, on any machine that has Triton: the PTX, to read.
+"""What compilers make of a kernel, for any GPU, on any machine that has them: assembly, to read.
 
-Where kernels are interpreted they cannot be compiled in the same process, so a fresh one does it.
+`ptx` is Triton's. Where its kernels are interpreted they cannot be compiled in the same process, so a fresh
+one does it. `sass` is the machine code that NVIDIA's NVRTC makes of CUDA C++.
 """
 
 import importlib.util
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -44,6 +46,29 @@ def ptx(kernel, *arguments, gpu: str = "H100", **options) -> str:
     if child.returncode:
         raise RuntimeError(f"{task['name']} does not compile for {gpu}:\n{child.stderr.strip()[-2000:]}")
     return child.stdout
+
+
+def sass(source: str | Path, *, capability: int = 90, **options) -> str:
+    """The machine code of CUDA C++ as text, for GPUs of that compute capability, 90 for an H100.
+
+    `source` and `options` are what `kernels.cuda.module.load` takes; it raises the same errors, and
+    `RuntimeError` with what to install where there is no compiler, or nothing that can read its code.
+    """
+    from kernels.cuda.module import cubin
+
+    code = cubin(source, capability=capability, **options)
+    reader = shutil.which("cuobjdump")  # of a CUDA toolkit
+    if reader is None and (triton := importlib.util.find_spec("triton")):
+        reader = shutil.which("cuobjdump", path=str(Path(triton.origin).parent / "backends/nvidia/bin"))
+    if reader is None:
+        raise RuntimeError("There is no cuobjdump here; Triton's package has one: pip install triton.")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(code)
+        done = subprocess.run([reader, "-sass", file], capture_output=True, text=True)
+    if done.returncode:  # it may be older than the compiler
+        raise RuntimeError(f"cuobjdump cannot read this code: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
 
 
 def _plain(x):

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
@@ -18,6 +19,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from course import device
+from kernels import cuda
+from kernels.cuda import emulator
+from kernels.cuda.signature import signatures
 
 KINDS = ("matrix products", "attention", "norms", "elementwise", "loss", "optimizer")
 
@@ -34,16 +38,20 @@ _PATTERNS = (
         r"gemm|gemv|cutlass|cublas|nvjet|xmma|splitk|^triton_(mm|bmm|tem)|^(add|b|baddb)?mm(\.|$)",
     ),
 )
-# Of the course's, by the file of `kernels.triton` in which they stand.
+# Of the course's, by the file of `kernels.triton` or of `kernels.cuda` in which they stand.
 _FILES = {
     "activations": "elementwise",
     "adamw": "optimizer",
+    "attention": "attention",
     "elementwise": "elementwise",
     "embedding": "elementwise",
+    "flash": "attention",
     "flash_backward": "attention",
     "flash_forward": "attention",
+    "linear": "matrix products",
     "losses": "loss",
     "matmul": "matrix products",
+    "mean_loss": "loss",
     "mlp": "matrix products",
     "norms": "norms",
     "rope": "elementwise",
@@ -81,15 +89,21 @@ def kind(name: str) -> str:
 
 @functools.cache
 def _own_kernels() -> dict[str, str]:
+    found = {}
+    for path in Path(cuda.__file__).parent.glob("*.cu"):
+        names = signatures(path.read_text(encoding="utf-8"))
+        found |= dict.fromkeys(names, _FILES[path.stem])
     if find_spec("triton") is None:
-        return {}
+        return found
     from triton.runtime.jit import KernelInterface
 
-    found = {}
-    for file, its_kind in _FILES.items():
-        for value in vars(importlib.import_module(f"kernels.triton.{file}")).values():
-            if isinstance(value, KernelInterface):
-                found[value.__name__] = its_kind
+    import kernels.triton
+
+    for path in Path(kernels.triton.__file__).parent.glob("*.py"):
+        if path.stem in _FILES:
+            for value in vars(importlib.import_module(f"kernels.triton.{path.stem}")).values():
+                if isinstance(value, KernelInterface):
+                    found[value.__name__] = _FILES[path.stem]
     return found
 
 
@@ -120,24 +134,34 @@ def operations_of(function: Callable[[], object]) -> list[Operation]:
     """The operations that one call of `function` asks a CPU for, the most bytes first.
 
     Those of PyTorch that compute or copy, not those that only look at an array in another way; and the
-    interpreted launches of the course's Triton kernels. What `torch.compile` made of a function is not seen.
-    Raises `RuntimeError` on a GPU, where `kernels_of` sees more.
+    launches of the course's kernels, interpreted or emulated. What `torch.compile` made of a function is
+    not seen. Raises `RuntimeError` on a GPU, where `kernels_of` sees more.
     """
     if device.DEVICE.type != "cpu":
         raise RuntimeError("operations_of counts on a CPU; on a GPU, kernels_of knows kernels and times.")
     counter = _Counter()
-    with counter, _seeing_launches(counter):
+    with counter, _seeing_interpreted(counter), _seeing_emulated(counter):
         function()
     rows = [Operation(name, kind(name), *numbers) for name, numbers in counter.found.items()]
     return sorted(rows, key=lambda row: -row.nbytes)
 
 
-def _seeing_launches(counter: "_Counter"):
+def _seeing_interpreted(counter: "_Counter"):
     if find_spec("triton") is None:
         return nullcontext()
     from kernels.triton import launch
 
     return mock.patch.object(launch, "_watching", counter.launch)
+
+
+def _seeing_emulated(counter: "_Counter"):
+    launch = emulator.launch
+
+    def counted(library, signature, grid, block, shared_bytes, arguments):
+        counter.add(signature.name, _tensors(tuple(arguments)))
+        launch(library, signature, grid, block, shared_bytes, arguments)
+
+    return mock.patch.object(emulator, "launch", counted)
 
 
 def by_kind(rows: list, field: str) -> dict[str, float]:
@@ -160,17 +184,17 @@ class _Counter(TorchDispatchMode):
         memory = {x.untyped_storage()._cdata for x in given}
         looks = all(x.untyped_storage()._cdata in memory for x in returned)  # a view, if nothing is written
         if not self.inside and "empty" not in name and (operation._schema.is_mutable or not looks):
-            self._add(name, [*given, *returned])
+            self.add(name, [*given, *returned])
         return result
 
     @contextmanager
     def launch(self, kernel, arguments: tuple) -> Iterator[None]:
-        self._add(kernel.__name__, _tensors(arguments))
+        self.add(kernel.__name__, _tensors(arguments))
         self.inside = True
         yield
         self.inside = False
 
-    def _add(self, name: str, tensors: list) -> None:
+    def add(self, name: str, tensors: list) -> None:
         nbytes, calls = self.found.get(name, (0, 0))
         # An expanded tensor has more numbers than memory.
         nbytes += sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in tensors)

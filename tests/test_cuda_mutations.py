@@ -111,7 +111,7 @@ BY_VALUES = {
         "part(p, i) * part(p, i)",
         NORM,
     ),
-    "what comes through h": ("norms.cu", "dx_of(p, i, column) + more(p, i)", "dx_of(p, i, column)", NORM),
+    "what comes through h": ("norms.cu", "dx_of(p, i, c) + more(p, i)", "dx_of(p, i, c)", NORM),
     "the last token of a share": ("embedding.cu", "place < end &&", "place < end - 1 &&", TABLE),
     "all but the first match of a vote": ("embedding.cu", "found[a] &= found[a] - 1", "found[a] = 0", TABLE),
     "the target's column": ("losses.cu", "column == target", "column == target + 1", LOSS),

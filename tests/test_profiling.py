@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+import kernels.cuda
 from course import device, profiling
 from course.config import ModelConfig
 from course.model import Transformer
+from kernels.cuda import matmul
+from kernels.cuda.signature import signatures
 
 CPU_ONLY = pytest.mark.skipif(device.DEVICE.type == "cuda", reason="counts operations on a CPU")
 
@@ -59,6 +62,9 @@ def test_the_courses_own_kernels_are_of_the_kind_of_their_file():
         ("_swiglu_forward", "elementwise"),
         ("_matmul_kernel", "matrix products"),
         ("_adamw_kernel", "optimizer"),
+        ("flash_dkv", "attention"),
+        ("layernorm_backward", "norms"),
+        ("linear_forward", "matrix products"),
     ):
         assert profiling.kind(name) == kind
 
@@ -72,6 +78,14 @@ def test_every_file_with_kernels_has_a_kind():
         path = Path(importlib.import_module(f"kernels.triton.{module.name}").__file__)
         if "@triton.jit" in path.read_text() and module.name not in helpers:
             assert profiling._FILES[module.name] in profiling.KINDS
+
+
+def test_every_file_of_cuda_kernels_has_a_kind_and_no_two_have_a_kernel_of_one_name():
+    names = []
+    for path in Path(kernels.cuda.__file__).parent.glob("*.cu"):
+        assert profiling._FILES[path.stem] in profiling.KINDS
+        names += signatures(path.read_text(encoding="utf-8"))
+    assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)
 
 
 @CPU_ONLY
@@ -99,6 +113,13 @@ def test_launches_are_counted_and_not_what_the_interpreter_does():
     y, saved = activations.swiglu_forward(gate, up)
     rows = profiling.operations_of(lambda: activations.swiglu_backward(y, saved))
     assert rows == [("_swiglu_backward", "elementwise", 5 * 4 * 600, 1)]
+
+
+@CPU_ONLY
+def test_emulated_launches_are_counted():
+    a, b = torch.ones(5, 7), torch.ones(7, 3)
+    rows = profiling.operations_of(lambda: matmul.matmul(a, b))
+    assert rows == [("matmul", "matrix products", 4 * (35 + 21 + 15), 1)]
 
 
 @CPU_ONLY

@@ -1,14 +1,17 @@
 // AdamW (Loshchilov and Hutter, 2019): one step for all weights of a model, in place, in one launch.
 //
 //     m = beta1 m + (1 - beta1) g        w = w - lr decay w
-//     v = beta2 v + (1 - beta2) g^2      w = w - lr m^ / (sqrt(v^) + eps)       m^, v^: without the bias of starting at 0
+//     v = beta2 v + (1 - beta2) g^2      w = w - lr m^ / (sqrt(v^) + eps)
 //
-// A model has hundreds of weights, most of them small: a launch for each would take longer than the work. So there is
-// a table with a row for each block: where its numbers begin, how many they are, and their weight decay.
+// m^ and v^ are m and v without the bias of starting at 0.
+//
+// A model has hundreds of weights, most of them small: a launch for each would take longer than the work. So
+// there is a table with a row for each block: where its numbers begin, how many they are, and their weight
+// decay.
 #ifndef WEIGHT
-#define WEIGHT float  // the types of the weights, of their gradients, of m and v: float, __half or __nv_bfloat16
-#define GRADIENT float
-#define MEAN float
+#define WEIGHT float    // float, __half or __nv_bfloat16: the type of the weights,
+#define GRADIENT float  // of their gradients,
+#define MEAN float      // of m and v
 #define VECTOR 1
 #endif
 #include "neighbours.cuh"
@@ -17,8 +20,8 @@ constexpr int THREADS = 128, BLOCK = THREADS * 4;  // numbers of a block
 enum Field { ADDRESS_W, ADDRESS_G, ADDRESS_M, ADDRESS_V, COUNT, FIELDS };
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    adamw(const int64_t *table, const float *decays, float lr, float beta1, float beta2, float eps, float correction1,
-          float correction2) {
+    adamw(const int64_t *table, const float *decays, float lr, float beta1, float beta2, float eps,
+          float correction1, float correction2) {
     const int64_t *row = table + int64_t(blockIdx.x) * FIELDS;
     WEIGHT *weights = reinterpret_cast<WEIGHT *>(row[ADDRESS_W]);
     const GRADIENT *gradients = reinterpret_cast<const GRADIENT *>(row[ADDRESS_G]);

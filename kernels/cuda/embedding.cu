@@ -1,8 +1,9 @@
 // Looking up rows of a table (V, C), and adding gradients up into them.
 //
-// Many tokens have one id, and their gradients add up in one row. With atomic additions they would do so in the order
-// in which threads happen to arrive, and floats added in another order give other bits. So it is not the tokens that
-// look for their rows: each row looks for its tokens, and finds them in the order of their places.
+// Many tokens have one id, and their gradients add up in one row. With atomic additions they would do so in
+// the order in which threads happen to arrive, and floats added in another order give other bits. So it is
+// not the tokens that look for their rows: each row looks for its tokens, and finds them in the order of
+// their places.
 #include "neighbours.cuh"  // VECTOR divides C
 
 #ifndef PIECES
@@ -28,12 +29,14 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
     }
 }
 
-// Row blockIdx.x of dweight, columns of part blockIdx.y. Each warp goes through a share of the places: 32 ids at a time,
-// one a lane, and the ballot tells all lanes where the row's own are. Their dy is added up in registers.
+// Row blockIdx.x of dweight, columns of part blockIdx.y. Each warp goes through a share of the places: 32 ids
+// at a time, one a lane, and the ballot tells all lanes where the row's own are. Their dy is added up in
+// registers.
 extern "C" __global__ void __launch_bounds__(BLOCK) embedding_backward(
     const int64_t *ids, const scalar *dy, scalar *dweight, int64_t dy_stride, int places, int C) {
     const int64_t row = blockIdx.x;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first_column = blockIdx.y * COLUMNS + lane * VECTOR;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int first_column = blockIdx.y * COLUMNS + lane * VECTOR;
     const int share = (places + WARPS - 1) / WARPS, begin = warp * share, end = min(places, begin + share);
     float sum[PIECES][VECTOR] = {};
 

@@ -1,7 +1,7 @@
 // GELU by the tanh approximation of GPT-2: gelu(x) = x/2 (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3).
 //
-// (1 + tanh u) / 2 is the sigmoid of 2u, 1 / (1 + exp(-2u)): fewer instructions, and nothing lost where tanh
-// u is close to -1. Memory delivers a number in about the time of forty instructions, so they have to be few.
+// (1 + tanh u) / 2 is the sigmoid of 2u, 1 / (1 + exp(-2u)): nothing is lost where tanh u is close to -1, and
+// it takes fewer instructions. They have to be few, or memory waits for them and not they for memory.
 #pragma once
 
 constexpr float GELU_LINEAR = 1.5957691216f, GELU_CUBIC = 0.044715f;  // 2 sqrt(2/pi)

@@ -5,8 +5,9 @@
 // and of many tokens the mean, over those whose target is not `ignore_index`.
 #include "rows.cuh"
 
-// log of the sum of exp over a row, read once: every thread keeps the largest number that it has met, and its sum of
-// exponentials relative to that (Milakov and Gimelshein, 2018). `part` then holds the row, or its last chunk.
+// log of the sum of exp over a row, read once: every thread keeps the largest number that it has met, and its
+// sum of exponentials relative to that (Milakov and Gimelshein, 2018). `part` then holds the row, or its last
+// chunk.
 __device__ float log_sum_exp(Part &part, const scalar *row, int C) {
     float largest = -INFINITY, sum = 0.0f;
     for (int start = 0; start < C; start += CHUNK) {
@@ -30,8 +31,8 @@ __device__ float loss_of(const scalar *row, float lse, int64_t target, int V, in
 }
 
 // dlogits = (softmax(logits) - one_hot(target)) scale. In place, if dlogits is logits.
-__device__ void write_dlogits(Part &part, const scalar *row, scalar *drow, float lse, int64_t target, float scale,
-                              int V) {
+__device__ void write_dlogits(Part &part, const scalar *row, scalar *drow, float lse, int64_t target,
+                              float scale, int V) {
     for (int start = 0; start < V; start += CHUNK) {
         if (V > CHUNK) part.load(row, start, V);  // a row that is too wide to be held is read again
         store(drow, start, V, [&](int p, int i, int column) {
@@ -41,8 +42,8 @@ __device__ void write_dlogits(Part &part, const scalar *row, scalar *drow, float
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_1024)
-    cross_entropy_forward(const scalar *logits, const int64_t *targets, float *lse, float *losses, int64_t stride,
-                          int rows, int V, int64_t ignore_index) {
+    cross_entropy_forward(const scalar *logits, const int64_t *targets, float *lse, float *losses,
+                          int64_t stride, int rows, int V, int64_t ignore_index) {
     const int64_t row = first_row();
     if (row >= rows) return;
     logits += row * stride;
@@ -66,10 +67,11 @@ extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_1024)
     write_dlogits(part, logits, dlogits + row * V, lse[row], targets[row], scale, V);
 }
 
-// Both at once, for logits that nobody else needs: they become their gradient, which is still to be divided by the
-// number of tokens.
+// Both at once, for logits that nobody else needs: they become their gradient, which is still to be divided
+// by the number of tokens.
 extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_1024) cross_entropy_in_place(
-    scalar *logits, const int64_t *targets, float *losses, int64_t stride, int rows, int V, int64_t ignore_index) {
+    scalar *logits, const int64_t *targets, float *losses, int64_t stride, int rows, int V,
+    int64_t ignore_index) {
     const int64_t row = first_row();
     if (row >= rows) return;
     logits += row * stride;

@@ -53,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) matmul(
 
 // C from the sums of its parts, always added in the same order: the result is the same in every run. Who adds
 // with atomics adds in the order in which blocks happen to finish. One thread a number of C.
-extern "C" __global__ void sum_parts(
+extern "C" __global__ void sum_products(
     const float *parts, const scalar *bias, scalar *c, int n_parts, int M, int N, int matrices, int inner,
     int64_t c_outer, int64_t c_inner, int c_row, float alpha, bool add) {
     const int64_t size = int64_t(matrices) * M * N, i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;

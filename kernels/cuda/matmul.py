@@ -181,7 +181,7 @@ def _plan(
     if n_parts == 1:
         return c.shape, lambda a, b, bias, c: product(a, b, bias, c, None)
 
-    add_up = kernels.sum_parts[cdiv(matrices * M * N, 256), 256].prepare(
+    add_up = kernels.sum_products[cdiv(matrices * M * N, 256), 256].prepare(
         n_parts, M, N, matrices, inner, *place, *how
     )
 

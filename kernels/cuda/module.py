@@ -60,6 +60,14 @@ def resources(
     return nvrtc.resources(read.text, read.name, read.folder, capability)
 
 
+def cubin(
+    source: str | Path, *, scalar: torch.dtype = torch.float32, capability: int = 90, **macros
+) -> bytes:
+    """The machine code of a source for GPUs of a compute capability, 90 for an H100. Raises as `load`."""
+    read = _read(source, scalar, macros)
+    return nvrtc.compile(read.text, read.name, read.folder, capability)
+
+
 class Source(NamedTuple):
     """A source as compilers get it, with its scalar and its macros."""
 

@@ -1,8 +1,8 @@
 // Numbers side by side in memory, which a thread moves with one instruction.
 //
-// Memory delivers fastest to threads that ask for 16 bytes each: VECTOR numbers. The compiler makes one instruction of
-// a copy if it knows that the numbers begin at a multiple of their size; the host, which knows the addresses, takes
-// VECTOR 1 where they do not.
+// Memory delivers fastest to threads that ask for 16 bytes each: VECTOR numbers. The compiler makes one
+// instruction of a copy if it knows that the numbers begin at a multiple of their size; the host, which knows
+// the addresses, takes VECTOR 1 where they do not.
 #pragma once
 
 #ifndef VECTOR

@@ -1,4 +1,5 @@
-// LayerNorm and RMSNorm of rows (rows, C), alone or of a sum: h = x + residual. With r = 1 / sqrt(variance + eps)
+// LayerNorm and RMSNorm of rows (rows, C), alone or of a sum: h = x + residual. With r = 1 / sqrt(variance +
+// eps)
 //
 //     LayerNorm   x^ = (h - mean) r     y = w x^ + b       variance = mean of (h - mean)^2
 //     RMSNorm     x^ = h r              y = w x^           variance = mean of h^2
@@ -7,11 +8,12 @@
 #include "rows.cuh"
 #include "sums.cuh"
 
-// CENTERED: LayerNorm, which subtracts the mean and adds a bias. `stats` is 1 / sqrt(..) of each row, then each mean.
+// CENTERED: LayerNorm, which subtracts the mean and adds a bias. `stats` is 1 / sqrt(..) of each row, then
+// each mean.
 template <bool CENTERED>
-__device__ void norm_forward(const scalar *x, const scalar *residual, const scalar *weight, const scalar *bias,
-                             scalar *y, scalar *h, float *stats, int64_t x_stride, int64_t residual_stride, int rows,
-                             int C, float eps) {
+__device__ void norm_forward(const scalar *x, const scalar *residual, const scalar *weight,
+                             const scalar *bias, scalar *y, scalar *h, float *stats, int64_t x_stride,
+                             int64_t residual_stride, int rows, int C, float eps) {
     const int64_t row = first_row();
     if (row >= rows) return;
     Part part;
@@ -31,8 +33,8 @@ __device__ void norm_forward(const scalar *x, const scalar *residual, const scal
         each(0, C, [&](int p, int i, int) { sum += part(p, i); });
         mean = sum_over_row(sum, 0) * one_nth;
     }
-    // The row is in registers, so a second look at it costs nothing, and squares of small numbers are added: with
-    // mean(h^2) - mean^2 all digits of the variance are lost when the mean is large.
+    // The row is in registers, so a second look at it costs nothing, and squares of small numbers are added:
+    // with mean(h^2) - mean^2 all digits of the variance are lost when the mean is large.
     float squares = 0.0f;
     each(0, C, [&](int p, int i, int) { squares += (part(p, i) - mean) * (part(p, i) - mean); });
     const float r = rsqrtf(sum_over_row(squares, 1) * one_nth + eps);
@@ -57,20 +59,23 @@ extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_1024) layernorm_for
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_1024) rmsnorm_forward(
-    const scalar *x, const scalar *residual, const scalar *weight, const scalar *no_bias, scalar *y, scalar *h,
-    float *stats, int64_t x_stride, int64_t residual_stride, int rows, int C, float eps) {
+    const scalar *x, const scalar *residual, const scalar *weight, const scalar *no_bias, scalar *y,
+    scalar *h, float *stats, int64_t x_stride, int64_t residual_stride, int rows, int C, float eps) {
     norm_forward<false>(x, residual, weight, no_bias, y, h, stats, x_stride, residual_stride, rows, C, eps);
 }
 
-// With g = w dy:   dx = r (g - mean(g) - x^ mean(g x^)) + dh,   dw = sum of dy x^ over all rows,   db = sum of dy
+// With g = w dy:
 //
-// RMSNorm has no mean(g). dh is what comes through h, where h was an output too. The sums over rows would be a second
-// trip through memory. So the blocks are few, each takes many rows, and every thread adds up what belongs to its
-// columns, in registers; `sum_parts` then adds the blocks' sums, parts (blocks, 2, C): of weights, then of biases.
+//     dx = r (g - mean(g) - x^ mean(g x^)) + dh      dw = sum of dy x^ over all rows      db = sum of dy
+//
+// RMSNorm has no mean(g). dh is what comes through h, where h was an output too. The sums over rows would be
+// a second trip through memory. So the blocks are few, each takes many rows, and every thread adds up what
+// belongs to its columns, in registers; `sum_gradients` then adds the blocks' sums, parts (blocks, 2, C): of
+// weights, then of biases.
 template <bool CENTERED>
 __device__ void norm_backward(const scalar *dy, const scalar *dh, const scalar *x, const scalar *weight,
-                              const float *stats, scalar *dx, float *parts, int64_t dy_stride, int64_t dh_stride,
-                              int64_t x_stride, int rows, int C) {
+                              const float *stats, scalar *dx, float *parts, int64_t dy_stride,
+                              int64_t dh_stride, int64_t x_stride, int rows, int C) {
     float dw[PIECES][VECTOR] = {}, db[PIECES][VECTOR] = {};
     Part w, d, h, next_d, next_h;
     const float one_nth = 1.0f / C;
@@ -107,7 +112,7 @@ __device__ void norm_backward(const scalar *dy, const scalar *dh, const scalar *
         } else {
             Part more;
             more.load(dh + row * dh_stride, 0, C);
-            store(dx + row * C, 0, C, [&](int p, int i, int column) { return dx_of(p, i, column) + more(p, i); });
+            store(dx + row * C, 0, C, [&](int p, int i, int c) { return dx_of(p, i, c) + more(p, i); });
         }
     }
 
@@ -149,6 +154,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_512) rmsnorm_backwa
 
 // The gradients of weight (blockIdx.y 0) and bias (1) from the sums of every block.
 extern "C" __global__ void __launch_bounds__(SUM_COLUMNS * SUM_SLICES)
-    sum_parts(const float *parts, scalar *dweight, scalar *dbias, int n_parts, int C) {
-    sum_rows(parts + blockIdx.y * C, blockIdx.y == 0 ? dweight : dbias, n_parts, int64_t(2) * C, C, blockIdx.x);
+    sum_gradients(const float *parts, scalar *dweight, scalar *dbias, int n_parts, int C) {
+    scalar *sums = blockIdx.y == 0 ? dweight : dbias;
+    sum_rows(parts + blockIdx.y * C, sums, n_parts, int64_t(2) * C, C, blockIdx.x);
 }

@@ -163,7 +163,7 @@ def _backward_plan(
     kernels = how.kernels("norms.cu", x.dtype)
     blocks = min(how.blocks(n), processors(x.device) * max(RESIDENT // how.threads, 1))
     outputs = 1 if norm == "rmsnorm" else 2
-    add_up = kernels.sum_parts[(cdiv(C, 32), outputs), 256].prepare(blocks, C)
+    add_up = kernels.sum_gradients[(cdiv(C, 32), outputs), 256].prepare(blocks, C)
     launch = nothing
     if n > 0:
         kernel = getattr(kernels, f"{norm}_backward")[blocks, how.threads]

@@ -7,11 +7,12 @@
 
 constexpr int BLOCK = 256;
 
-// x (B, T, H, D) of any strides but the last, cos and sin (T, D/2), y without gaps. Threads side by side take groups
-// of pairs side by side. groups = B T H (D/2) / VECTOR.
+// x (B, T, H, D) of any strides but the last, cos and sin (T, D/2), y without gaps. Threads side by side take
+// groups of pairs side by side. groups = B T H (D/2) / VECTOR.
 extern "C" __global__ void __launch_bounds__(BLOCK)
-    rotate(const scalar *x, const scalar *cos, const scalar *sin, scalar *y, unsigned groups, int T, int H, int half,
-           int64_t x_batch, int64_t x_time, int64_t x_head, int64_t cos_time, int64_t sin_time, float sign) {
+    rotate(const scalar *x, const scalar *cos, const scalar *sin, scalar *y, unsigned groups, int T, int H,
+           int half, int64_t x_batch, int64_t x_time, int64_t x_head, int64_t cos_time, int64_t sin_time,
+           float sign) {
     const unsigned group = blockIdx.x * BLOCK + threadIdx.x, of_head = half / VECTOR;
     if (group >= groups) return;
     const unsigned d = group % of_head * VECTOR, head = group / of_head;
@@ -24,7 +25,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
     Neighbours<scalar> y1, y2;
 #pragma unroll
     for (int i = 0; i < VECTOR; i++) {
-        const float a = float(x1.x[i]), b = float(x2.x[i]), cosine = float(c.x[i]), sine = sign * float(s.x[i]);
+        const float a = float(x1.x[i]), b = float(x2.x[i]);
+        const float cosine = float(c.x[i]), sine = sign * float(s.x[i]);
         y1.x[i] = scalar(a * cosine - b * sine);
         y2.x[i] = scalar(b * cosine + a * sine);
     }

@@ -1,14 +1,16 @@
 // How threads share a row of an array (rows, C): what softmax, the norms and the losses have in common.
 //
-// A row is read from memory once, into the registers of the ROW_THREADS threads that work on it: a warp for a narrow
-// row, a whole block for a wide one. Memory is fast for those who ask for neighbouring bytes together. So a thread
-// moves VECTOR neighbours at once (16 bytes of them), and the threads beside it move those beside these:
+// A row is read from memory once, into the registers of the ROW_THREADS threads that work on it: a warp for a
+// narrow row, a whole block for a wide one. Memory is fast for those who ask for neighbouring bytes together.
+// So a thread moves VECTOR neighbours at once (16 bytes of them), and the threads beside it move those beside
+// these:
 //
 //     column   0 ... VECTOR-1 | VECTOR ...  |  ...  | STEP ...       STEP = ROW_THREADS * VECTOR
 //     thread         0        |      1      |  ...  |    0
 //
-// After PIECES such steps the threads hold CHUNK numbers. The host makes that the whole row, but for the widest ones.
-// Where rows do not begin at multiples of 16 bytes it takes VECTOR 1, else a VECTOR that divides C.
+// After PIECES such steps the threads hold CHUNK numbers. The host makes that the whole row, but for the
+// widest ones. Where rows do not begin at multiples of 16 bytes it takes VECTOR 1, else a VECTOR that divides
+// C.
 #pragma once
 #include "neighbours.cuh"
 
@@ -24,10 +26,11 @@ static_assert((ROW_WARPS & (ROW_WARPS - 1)) == 0, "warps are added up in pairs")
 
 constexpr int BLOCK = ROW_THREADS * BLOCK_ROWS;
 
-// How many blocks of a whole row a processor shall have room for: as many as have 1024 threads, or 512. A block waits
-// while it reads, and again at a barrier; meanwhile others must have their reads on their way. The compiler is told,
-// so that it keeps a thread's registers few enough.
-constexpr int ROOM_FOR_1024 = BLOCK_ROWS > 1 ? 0 : 1024 / BLOCK, ROOM_FOR_512 = BLOCK_ROWS > 1 ? 0 : 512 / BLOCK;
+// How many blocks of a whole row a processor shall have room for: as many as have 1024 threads, or 512. A
+// block waits while it reads, and again at a barrier; meanwhile others must have their reads on their way.
+// The compiler is told, so that it keeps a thread's registers few enough.
+constexpr int ROOM_FOR_1024 = BLOCK_ROWS > 1 ? 0 : 1024 / BLOCK;
+constexpr int ROOM_FOR_512 = BLOCK_ROWS > 1 ? 0 : 512 / BLOCK;
 
 // The row that these threads begin with, and how many rows all threads work on at a time.
 __device__ inline int64_t first_row() { return int64_t(blockIdx.x) * BLOCK_ROWS + threadIdx.x / ROW_THREADS; }
@@ -47,9 +50,9 @@ __device__ void each(int start, int C, Use use) {
         }
 }
 
-// This thread's numbers of a chunk, as they are in memory: of two bytes each, two fit in a register, and the more of
-// them a processor's registers hold, the more of them are on their way at a time. They become floats where they are
-// used: every sum is a sum of floats.
+// This thread's numbers of a chunk, as they are in memory: of two bytes each, two fit in a register, and the
+// more of them a processor's registers hold, the more of them are on their way at a time. They become floats
+// where they are used: every sum is a sum of floats.
 struct Part {
     Neighbours<scalar> pieces[PIECES];
 
@@ -77,8 +80,8 @@ __device__ void store(scalar *row, int start, int C, Value value) {
 
 // ---- One number of every thread of a row becomes one for all of them: their sum, or their maximum
 //
-// In each step lanes exchange in pairs, half as far apart as in the last; after five every lane has the same. Warps
-// then exchange through shared memory. The order is always the same, and so are the bits of the result.
+// In each step lanes exchange in pairs, half as far apart as in the last; after five every lane has the same.
+// Warps then exchange through shared memory. The order is always the same, and so are the bits of the result.
 
 template <int LANES, int N, class Join>
 __device__ void over_lanes(float (&values)[N], Join join) {
@@ -88,8 +91,9 @@ __device__ void over_lanes(float (&values)[N], Join join) {
         for (int n = 0; n < N; n++) values[n] = join(values[n], __shfl_xor_sync(~0u, values[n], apart));
 }
 
-// N numbers at a time. `turn` counts calls. With one place in shared memory there would have to be a barrier before it
-// is written again, too; two places take turns, and who writes to one has met all who read there before.
+// N numbers at a time. `turn` counts calls. With one place in shared memory there would have to be a barrier
+// before it is written again, too; two places take turns, and who writes to one has met all who read there
+// before.
 template <int N, class Join>
 __device__ void over_row(float (&values)[N], int turn, Join join) {
     over_lanes<32>(values, join);

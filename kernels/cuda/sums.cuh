@@ -4,9 +4,9 @@
 
 constexpr int SUM_COLUMNS = 32, SUM_SLICES = 8;  // of a block: threads side by side, and threads a column
 
-// y[column] = the sum of x[r][column] over r, for the block's columns: block `block` of those that share all C. Threads
-// side by side read neighbouring columns. SUM_SLICES threads share a column: each adds every so manieth row, and the
-// first adds up what the others have.
+// y[column] = the sum of x[r][column] over r, for the block's columns: block `block` of those that share all
+// C. Threads side by side read neighbouring columns. SUM_SLICES threads share a column: each adds every so
+// manieth row, and the first adds up what the others have.
 template <class From, class To>
 __device__ void sum_rows(const From *x, To *y, int R, int64_t stride, int C, int block) {
     const int slice = threadIdx.x / SUM_COLUMNS, lane = threadIdx.x % SUM_COLUMNS;
@@ -25,7 +25,8 @@ __device__ void sum_rows(const From *x, To *y, int R, int64_t stride, int C, int
     y[column] = To(sum);
 }
 
-// The sum of one number of each of a block's THREADS threads, for all of them: by lanes in pairs, then by warps.
+// The sum of one number of each of a block's THREADS threads, for all of them: by lanes in pairs, then by
+// warps.
 template <int THREADS>
 __device__ float sum_over_block(float value) {
     __shared__ float of_warp[THREADS / 32];
