@@ -354,7 +354,7 @@ def launch(
         len(text),
     )
     while n := runtime.emulated_printed(said, len(said)):
-        sys.stdout.write(text.raw[:n].decode(errors="replace"))
+        sys.stdout.write(said.raw[:n].decode(errors="replace"))
     if length < 0:
         raise KeyboardInterrupt
     if length:
