@@ -271,9 +271,13 @@ def test_ctrl_c_stops_a_kernel(bugs, grid):
     bugs.tail[1, 32](floats(32), zeros(32), 32, 0)  # and the next one runs
 
 
-def test_a_kernel_prints(bugs, capsys):
+def test_a_kernel_prints_what_it_can(bugs, capsys):
     bugs.says[3, 32](floats(3))
-    assert sorted(capsys.readouterr().out.splitlines()) == ["block 0: 0.00", "block 1: 1.00", "block 2: 2.00"]
+    said = ["0.00", "1.00", "2.00", "block 0", "block 1", "block 2"]
+    assert sorted(capsys.readouterr().out.splitlines()) == said
+    with pytest.raises(EmulatorError, match=r"block \(3, 0, 0\), .* reads x\[3\]"):
+        bugs.says[50, 32](floats(3))
+    assert sorted(capsys.readouterr().out.splitlines()) == [*said, "block 3"]
 
 
 # What kernels compute

@@ -23,7 +23,8 @@ that is right here can still lack a fence. A thread that waits for a block which
 After a __threadfence() anywhere in a launch, races between blocks are no longer looked for: the emulator
 cannot know what the fence is for. Arrays that a function was given by pointer and that are local to its
 caller have no bounds. Arithmetic is the CPU's, and the compiler fuses no multiplication with an addition; the
-fast versions of functions (__expf) are the exact ones. Tensor cores, clusters and TMA are not there.
+fast versions of functions (__expf) are the exact ones. PTX is not there: tensor cores are, where a header
+writes out what their instructions do (ladder/mma.cuh), clusters and TMA are not.
 """
 
 import contextlib
@@ -336,7 +337,7 @@ def launch(
         raise ValueError(f"{signature.name}: more than {MOST_POINTERS} pointers; launch it in checks(False).")
     others = [_argument(f"the tensor of {tuple(x.shape)}", x, TABLE) for x in _reachable] if checked else []
     described += others
-    text = ctypes.create_string_buffer(4096)
+    text, said = ctypes.create_string_buffer(4096), ctypes.create_string_buffer(4096)
     runtime = _runtime()
     length = runtime.emulated_launch(
         getattr(code, f"emulated_kernel_{signature.name}"),
@@ -352,8 +353,8 @@ def launch(
         text,
         len(text),
     )
-    while n := runtime.emulated_printed(text, len(text)) if length == 0 else 0:
-        sys.stdout.write(text.raw[:n].decode(errors="replace"))
+    while n := runtime.emulated_printed(said, len(said)):
+        sys.stdout.write(said.raw[:n].decode(errors="replace"))
     if length < 0:
         raise KeyboardInterrupt
     if length:

@@ -170,6 +170,10 @@ static std::string shared_name(const Worker &w, const char *address, const Place
     return indices(array, divide_down(address - its->begin, array.item));
 }
 
+static std::string count(uint64_t n, const char *verb) {
+    return verb + std::to_string(n) + (n == 1 ? " element." : " elements.");
+}
+
 static std::string size_of(const SharedArray &a, uint64_t bytes) {
     uint64_t n = bytes / a.item;
     std::string shape =
@@ -187,15 +191,23 @@ std::string place(const void *address, int line) {  // as it stands in the file 
     return format("@(0x%llx:%d)", static_cast<unsigned long long>(offset), line);
 }
 
-static const char *verb(bool write) { return write ? "writes " : "reads "; }
+// One load or store of a kernel.
+struct Touch {
+    const char *address;
+    unsigned bytes;
+    bool write, atomic;
+    const void *place;  // in the kernel
+};
 
-[[noreturn]] static void outside(const Region &r, const char *address, unsigned bytes, bool write,
-                                 const void *place) {
-    const Argument &a = argument_at(r, address);
-    uint64_t n = a.bytes / a.item;
-    fail(place, verb(write) + global_name(r, address, bytes) + "; " + a.name +
-                    (a.flags & GAPS ? " spans " : " has ") + std::to_string(n) +
-                    (n == 1 ? " element." : " elements."));
+static Region &region(const Worker &w, const char *address) {
+    return w.launch->sandbox->regions[(address - w.launch->sandbox->base) / SLOT];
+}
+
+static std::string verb(const Touch &t) { return t.write ? "writes " : "reads "; }
+
+static std::string name(const Worker &w, const Touch &t) {
+    if (uint64_t(t.address - w.arena) < ARENA) return shared_name(w, t.address);
+    return global_name(region(w, t.address), t.address, t.bytes);
 }
 
 // ---- Races: two threads at the same bytes, at least one writes, and nothing puts one before the other
@@ -203,15 +215,10 @@ static const char *verb(bool write) { return write ? "writes " : "reads "; }
 constexpr uint32_t END_OF_TIME = 0xffff;  // what happened then is taken to be ordered
 
 static inline Access load(const Access &cell) {
-    uint64_t bits = __atomic_load_n(reinterpret_cast<const uint64_t *>(&cell), __ATOMIC_RELAXED);
-    Access access;
-    memcpy(&access, &bits, 8);
-    return access;
+    return {.bits = __atomic_load_n(&cell.bits, __ATOMIC_RELAXED)};
 }
 static inline void store(Access &cell, Access access) {
-    uint64_t bits;
-    memcpy(&bits, &access, 8);
-    __atomic_store_n(reinterpret_cast<uint64_t *>(&cell), bits, __ATOMIC_RELAXED);
+    __atomic_store_n(&cell.bits, access.bits, __ATOMIC_RELAXED);
 }
 
 enum Several {
@@ -231,8 +238,17 @@ static inline bool ordered(const Worker &w, Access then, Access now) {
            then.time < w.pair_time[(warp * 32 + then.thread % 32) * 32 + now.thread % 32];
 }
 
+// What most accesses are, without looking closely: of an earlier launch, or of this thread, or before a
+// barrier.
 template <bool GLOBAL>
-static inline bool conflict(const Worker &w, Access then, Access now) {
+static inline bool settled(const Worker &w, Access then, Access now) {
+    uint64_t differ = then.bits ^ now.bits;
+    if (differ >> BLOCK_AT) return !GLOBAL || differ >> LAUNCH_AT;
+    return then.time < w.barrier_time || !(differ >> 5 & 0xfff);
+}
+
+template <bool GLOBAL>
+static __attribute__((noinline)) bool conflict(const Worker &w, Access then, Access now) {
     if (then.launch != now.launch || !(then.bytes & now.bytes) || (then.atomic && now.atomic)) return false;
     if (then.several == BLOCKS || then.block != now.block) return GLOBAL && !w.launch->fenced;
     if (then.thread == now.thread && then.several == ONE) return false;
@@ -241,7 +257,7 @@ static inline bool conflict(const Worker &w, Access then, Access now) {
 
 // A cell has room for one reader. If there was one that still matters, the entry stands for both.
 template <bool GLOBAL>
-static inline Access merged(const Worker &w, Access then, Access now) {
+static __attribute__((noinline)) Access merged(const Worker &w, Access then, Access now) {
     if (then.launch != now.launch || !(then.bytes & now.bytes) || then.atomic != now.atomic) return now;
     if (then.several == BLOCKS || then.block != now.block) {
         if (GLOBAL) now.several = BLOCKS, now.bytes &= then.bytes;
@@ -254,16 +270,18 @@ static inline Access merged(const Worker &w, Access then, Access now) {
     return now;
 }
 
-static inline int32_t from_kernel(const Worker &w,
-                                  const void *place) {  // 32 bits are enough for a place in it
+static inline int32_t from_kernel(const Worker &w, const void *place) {  // a place in it, in 32 bits
     return static_cast<const char *>(place) - reinterpret_cast<const char *>(w.launch->kernel);
+}
+static const void *in_kernel(const Worker &w, int32_t place) {
+    return reinterpret_cast<const char *>(w.launch->kernel) + place;
 }
 
 template <bool GLOBAL>
-[[noreturn]] static __attribute__((noinline)) void race(const Worker &w, Access then, Access now, bool wrote,
-                                                        bool write, int32_t from, const std::string &name,
-                                                        const void *where) {
+[[noreturn]] static __attribute__((noinline)) void race(const Worker &w, const Touch &t, Access then,
+                                                        bool wrote, int32_t from) {
     auto index = [](unsigned i, const Index &n) { return text_of({i % n.x, i / n.x % n.y, i / n.x / n.y}); };
+    Access now = w.current->access;
     bool other_block = GLOBAL && then.block != now.block;
     std::string who = then.several && then.thread == now.thread
                           ? "another thread"
@@ -275,30 +293,31 @@ template <bool GLOBAL>
                           : then.thread / 32 == now.thread / 32 && then.several != WARPS
                               ? "There is no __syncwarp or __syncthreads between."
                               : "There is no __syncthreads between.";
-    fail(where, verb(write) + name + ", which " + who + (wrote ? " wrote in " : " read in ") +
-                    place(reinterpret_cast<const char *>(w.launch->kernel) + from) + ". " + between);
+    fail(t.place, verb(t) + name(w, t) + ", which " + who + (wrote ? " wrote in " : " read in ") +
+                      place(in_kernel(w, from)) + ". " + between);
 }
 
-template <bool GLOBAL, class Name>
-static inline void check_cell(const Worker &w, Cell &cell, Access now, bool write, const void *place,
-                              Name name) {
-    Access wrote = load(cell.write);
-    if (__builtin_expect(conflict<GLOBAL>(w, wrote, now), 0))
-        race<GLOBAL>(w, wrote, now, true, write, cell.write_place, name(), place);
-    Access read = load(cell.read);
-    if (!write) {
-        store(cell.read, merged<GLOBAL>(w, read, now));
-        __atomic_store_n(&cell.read_place, from_kernel(w, place), __ATOMIC_RELAXED);
+template <bool GLOBAL>
+static inline void check_cell(const Worker &w, const Touch &t, Cell &cell, Access now) {
+    Access wrote = load(cell.write), read = load(cell.read);
+    if (!settled<GLOBAL>(w, wrote, now) && conflict<GLOBAL>(w, wrote, now))
+        race<GLOBAL>(w, t, wrote, true, cell.write_place);
+    if (!t.write) {
+        if (settled<GLOBAL>(w, read, now))
+            read = now;
+        else if ((read.bits ^ now.bits) >> TIME_AT == 0 && read.bytes == now.bytes && !now.atomic &&
+                 (read.several == WARPS || (read.several == LANES && read.thread / 32 == now.thread / 32)))
+            return;  // one reader more
+        else
+            read = merged<GLOBAL>(w, read, now);
+        store(cell.read, read);
+        __atomic_store_n(&cell.read_place, from_kernel(w, t.place), __ATOMIC_RELAXED);
         return;
     }
-    if (__builtin_expect(conflict<GLOBAL>(w, read, now), 0))
-        race<GLOBAL>(w, read, now, false, write, cell.read_place, name(), place);
+    if (!settled<GLOBAL>(w, read, now) && conflict<GLOBAL>(w, read, now))
+        race<GLOBAL>(w, t, read, false, cell.read_place);
     store(cell.write, now.atomic ? merged<GLOBAL>(w, wrote, now) : now);
-    __atomic_store_n(&cell.write_place, from_kernel(w, place), __ATOMIC_RELAXED);
-}
-
-static inline Access access_now(const Worker &w, bool atomic) {
-    return {w.launch->number & 127, w.block_number & 0xffffff, w.number(*w.current), w.time, 0, atomic, ONE};
+    __atomic_store_n(&cell.write_place, from_kernel(w, t.place), __ATOMIC_RELAXED);
 }
 
 void check_begin_block(Worker &w) {
@@ -338,125 +357,143 @@ void check_synced(Worker &w, unsigned first, unsigned lanes, bool whole_warp) {
 
 // ---- One access
 
-static __attribute__((noinline)) void check_elsewhere(Worker &w, const char *address, unsigned bytes,
-                                                      bool write, const void *place) {
-    if (address >= w.statics_begin && address + bytes <= w.statics_end) return;
-    const Argument *found = nullptr;  // of the tensors whose addresses the kernel has from a table, sorted
-    for (size_t low = w.launch->tables, high = w.launch->arguments.size(); low < high;) {
-        size_t middle = (low + high) / 2;
-        const Argument &a = w.launch->arguments[middle];
-        if (a.data <= address)
-            found = &a, low = middle + 1;
-        else
-            high = middle;
+static __attribute__((noinline)) void check_elsewhere(Worker &w, const Touch &t) {
+    if (t.address >= w.statics_begin && t.address + t.bytes <= w.statics_end) return;
+    const std::vector<Argument> &all = w.launch->arguments;
+    auto later = [](const char *address, const Argument &a) { return address < a.data; };
+    auto behind = std::upper_bound(all.begin() + w.launch->tables, all.end(), t.address, later);
+    if (behind != all.begin() + w.launch->tables) {  // a tensor that is reached through a table of addresses
+        const Argument &a = behind[-1];
+        if (t.address + t.bytes <= a.data + a.bytes) return;
+        if (t.address < a.data + a.bytes + 64)
+            fail(t.place, verb(t) +
+                              elements(a.name, (t.address - a.data) / a.item,
+                                       (t.address + t.bytes - 1 - a.data) / a.item) +
+                              "; " + a.name + count(a.bytes / a.item, " has "));
     }
-    if (found && address + bytes <= found->data + found->bytes) return;
-    if (found && address < found->data + found->bytes + 64)
-        fail(place, verb(write) +
-                        elements(found->name, (address - found->data) / found->item,
-                                 (address + bytes - 1 - found->data) / found->item) +
-                        "; " + found->name + " has " + std::to_string(found->bytes / found->item) +
-                        " elements.");
-    std::string what =
-        verb(write) + format("the address 0x%llx, ", reinterpret_cast<unsigned long long>(address));
-    if (uint64_t(address) < SLOT)
-        for (const Argument &a : w.launch->arguments)
-            if (a.flags & NONE) fail(place, what + "through a null pointer: " + a.name + " is None.");
-    if (uint64_t(address) < 65536) fail(place, what + "through a null pointer.");
-    if (address >= w.stacks && address < w.stacks + STACK * MOST_THREADS)
-        fail(place, what + "a local variable of another thread.");
+    uint64_t address = reinterpret_cast<uint64_t>(t.address);
+    std::string what = verb(t) + format("the address 0x%llx, ", static_cast<unsigned long long>(address));
+    for (const Argument &a : all)
+        if (a.flags & NONE && address < SLOT)
+            fail(t.place, what + "through a null pointer: " + a.name + " is None.");
+    if (address < 65536) fail(t.place, what + "through a null pointer.");
+    if (uint64_t(t.address - w.stacks) < STACK * MOST_THREADS)
+        fail(t.place, what + "a local variable of another thread.");
     Dl_info kernel, its;
-    if (!dladdr(reinterpret_cast<void *>(w.launch->kernel), &kernel) || !dladdr(address, &its) ||
-        kernel.dli_fbase != its.dli_fbase)
-        fail(place, what + "which belongs to no argument and to no array of the kernel.");
-    bool first = !w.statics_begin;
-    w.statics_begin = first ? address : std::min(w.statics_begin, address);
-    w.statics_end = first ? address + bytes : std::max(w.statics_end, address + bytes);
+    if (!dladdr(in_kernel(w, 0), &kernel) || !dladdr(t.address, &its) || kernel.dli_fbase != its.dli_fbase)
+        fail(t.place, what + "which belongs to no argument and to no array of the kernel.");
+    if (!w.statics_begin) w.statics_begin = t.address;
+    w.statics_begin = std::min(w.statics_begin, t.address);
+    w.statics_end = std::max(w.statics_end, t.address + t.bytes);
 }
 
-static __attribute__((noinline)) void check_global(Worker &w, Region &r, const char *address, unsigned bytes,
-                                                   bool write, bool atomic, const void *place) {
-    uint64_t offset = address - r.begin;
-    if (offset >= r.bytes || bytes > r.bytes - offset) {
-        if (r.arguments.empty()) check_elsewhere(w, address, bytes, write, place);
-        outside(r, address, bytes, write, place);
+[[noreturn]] static __attribute__((noinline)) void misaligned(Worker &w, const Touch &t) {
+    fail(t.place, verb(t) + format("%u bytes at ", t.bytes) +
+                      name(w, {t.address, 1, t.write, t.atomic, t.place}) +
+                      format(": the address must be a multiple of %u bytes.", t.bytes));
+}
+
+[[noreturn]] static __attribute__((noinline)) void outside_global(Worker &w, const Touch &t) {
+    Region &r = region(w, t.address);
+    if (r.arguments.empty()) check_elsewhere(w, t);
+    const Argument &a = argument_at(r, t.address);
+    fail(t.place, verb(t) + name(w, t) + "; " + a.name +
+                      count(a.bytes / a.item, a.flags & GAPS ? " spans " : " has "));
+}
+
+[[noreturn]] static __attribute__((noinline)) void outside_shared(Worker &w, const Touch &t) {
+    const Placed *its;
+    std::string text = verb(t) + shared_name(w, t.address, &its) + "; ";
+    bool none = its == &w.arrays[0] && w.launch->dynamic_bytes == 0;
+    fail(t.place, text + (none ? "the launch asked for no dynamic shared memory."
+                               : size_of(*its->array, its->end - its->begin)));
+}
+
+[[noreturn]] static __attribute__((noinline)) void on_its_way(Worker &w, const Touch &t, const Cell &cell) {
+    fail(t.place, verb(t) + name(w, t) + " before the copy that " + place(in_kernel(w, cell.write_place)) +
+                      " began has arrived: __pipeline_wait_prior must come first.");
+}
+
+// Nobody has written what this thread reads. Perhaps somebody will, before a barrier: then that is the bug.
+static __attribute__((noinline)) void unwritten(Worker &w, const Touch &t, const uint8_t &written,
+                                                unsigned mask) {
+    if (!w.suspect) w.suspect = w.current;
+    give_way(false);  // until nobody else can go on
+    w.suspect = nullptr;
+    if ((written & mask) != mask) fail(t.place, "reads " + name(w, t) + ", to which no thread has written.");
+}
+
+#define INLINE static inline __attribute__((always_inline))
+
+// Every word of four bytes that is touched, and which of its bytes.
+template <class Word>
+INLINE void each_word(uint64_t at, unsigned bytes, bool aligned, Word word) {
+    if (aligned && bytes >= 4) {
+        for (unsigned i = 0; i < bytes; i += 4) word((at + i) / 4, 15u);
+        return;
     }
-    if (write && !r.writable)
-        fail(place, "writes " + global_name(r, address, bytes) + ", through a pointer to const.");
-    if (w.launch->blocks >= 1 << 24) return;
-    auto name = [&] { return global_name(r, address, bytes); };
-    Access now = access_now(w, atomic);
-    uint64_t lead = reinterpret_cast<uint64_t>(r.begin) & 3;
-    for (uint64_t at = offset + lead, end = at + bytes; at < end;) {
+    for (uint64_t end = at + bytes; at < end;) {
         unsigned first = at & 3, size = std::min(uint64_t(4 - first), end - at);
-        now.bytes = ((1u << size) - 1) << first;
-        check_cell<true>(w, r.cells[at / 4], now, write, place, name);
+        word(at / 4, ((1u << size) - 1) << first);
         at += size;
     }
 }
 
-static inline void check_shared(Worker &w, const char *address, unsigned bytes, bool write, bool atomic,
-                                const void *place) {
-    unsigned at = address - w.arena, owner = w.owner[at / 4];
-    if (__builtin_expect(!owner || address + bytes > w.arrays[owner - 1].end, 0)) {
-        const Placed *its;
-        std::string name = shared_name(w, address, &its);
-        if (its == &w.arrays[0] && w.launch->dynamic_bytes == 0)
-            fail(place, verb(write) + name + "; the launch asked for no dynamic shared memory.");
-        fail(place, verb(write) + name + "; " + size_of(*its->array, its->end - its->begin));
-    }
-    auto name = [&] { return shared_name(w, address); };
-    Access now = access_now(w, atomic);
-    for (unsigned end = at + bytes; at < end;) {
-        unsigned first = at & 3, size = std::min(4 - first, end - at), mask = ((1u << size) - 1) << first;
-        uint8_t &written = w.written[at / 4];
-        Cell &cell = w.cells[at / 4];
-        if (__builtin_expect(written & 0x80, 0))
-            fail(place, verb(write) + name() + " before the copy that " +
-                            ::place(reinterpret_cast<const char *>(w.launch->kernel) + cell.write_place) +
-                            " began has arrived: __pipeline_wait_prior must come first.");
-        if (__builtin_expect((!write || atomic) && (written & mask) != mask, 0)) {
-            if (!w.suspect) w.suspect = w.current;
-            give_way(false);  // until nobody else can go on
-            w.suspect = nullptr;
-            if ((written & mask) != mask)
-                fail(place, "reads " + name() + ", to which no thread has written.");
-        }
+INLINE void check_global(Worker &w, const Touch &t, bool aligned, Access now) {
+    Region &r = region(w, t.address);
+    uint64_t offset = t.address - r.begin;
+    if (__builtin_expect(offset >= r.bytes || t.bytes > r.bytes - offset, 0)) outside_global(w, t);
+    if (t.write && !r.writable) fail(t.place, "writes " + name(w, t) + ", through a pointer to const.");
+    if (w.launch->blocks >= 1 << 24) return;
+    each_word(offset + (reinterpret_cast<uint64_t>(r.begin) & 3), t.bytes, aligned,
+              [&](uint64_t i, unsigned mask) {
+                  now.bytes = mask;
+                  check_cell<true>(w, t, r.cells[i], now);
+              });
+}
+
+INLINE void check_shared(Worker &w, const Touch &t, bool aligned, Access now) {
+    unsigned at = t.address - w.arena, owner = w.owner[at / 4];
+    if (__builtin_expect(!owner || t.address + t.bytes > w.arrays[owner - 1].end, 0)) outside_shared(w, t);
+    each_word(at, t.bytes, aligned, [&](uint64_t i, unsigned mask) {
+        uint8_t &written = w.written[i];
+        if (__builtin_expect(written & 0x80, 0)) on_its_way(w, t, w.cells[i]);
+        if (__builtin_expect((!t.write || t.atomic) && (written & mask) != mask, 0))
+            unwritten(w, t, written, mask);
         now.bytes = mask;
-        check_cell<false>(w, cell, now, write, place, name);
-        if (write) written |= mask;
-        at += size;
-    }
+        check_cell<false>(w, t, w.cells[i], now);
+        if (t.write) written |= mask;
+    });
 }
 
-static inline __attribute__((always_inline)) void check(const void *pointer, unsigned bytes, bool write,
-                                                        bool atomic, bool aligned, const void *place) {
-    Worker *w = worker;
-    if (!w || !w->current) return;  // the library is being loaded
+INLINE void check(Touch t, bool aligned) {
+    // The stack of a thread begins at a multiple of its size: own local variables differ in the low bits
+    // only.
+    uint64_t address = reinterpret_cast<uint64_t>(t.address);
+    if ((address ^ reinterpret_cast<uint64_t>(__builtin_frame_address(0))) < STACK) return;
+    Worker *worker_now = worker;
+    if (!worker_now || !worker_now->current) return;  // the library is being loaded
+    Worker &w = *worker_now;
     if (__builtin_expect(interrupted.load(std::memory_order_relaxed), 0)) leave();
-    const char *address = static_cast<const char *>(pointer);
-    uint64_t offset = address - w->launch->sandbox->base;
-    bool global = offset < SLOTS * SLOT, shared = uint64_t(address - w->arena) < ARENA;
-    if (__builtin_expect(aligned && reinterpret_cast<uint64_t>(address) % bytes != 0, 0) &&
-        (global || shared))
-        fail(place, verb(write) + format("%u bytes at ", bytes) +
-                        (shared ? shared_name(*w, address)
-                                : global_name(w->launch->sandbox->regions[offset / SLOT], address, 1)) +
-                        format(": the address must be a multiple of %u bytes.", bytes));
+    Access now = w.current->access;
+    now.bits |= uint64_t(w.time) << TIME_AT | uint64_t(t.atomic) << 4;
+    bool global = uint64_t(t.address - w.launch->sandbox->base) < SLOTS * SLOT;
+    bool shared = uint64_t(t.address - w.arena) < ARENA;
+    if (__builtin_expect(aligned && address % t.bytes != 0 && (global || shared), 0)) misaligned(w, t);
     if (global)
-        check_global(*w, w->launch->sandbox->regions[offset / SLOT], address, bytes, write, atomic, place);
+        check_global(w, t, aligned, now);
     else if (shared)
-        check_shared(*w, address, bytes, write, atomic, place);
-    else if (uint64_t(address - w->current->stack) >= STACK)
-        check_elsewhere(*w, address, bytes, write, place);
+        check_shared(w, t, aligned, now);
+    else
+        check_elsewhere(w, t);
 }
 
 void check_access(const void *address, unsigned bytes, bool write, bool atomic, const void *place) {
-    check(address, bytes, write, atomic, true, place);
+    check({static_cast<const char *>(address), bytes, write, atomic, place}, true);
 }
 
 void check_copy_ordered(const Copy &copy) {
-    check(copy.to, copy.bytes, true, false, true, copy.place);
+    check({copy.to, copy.bytes, true, false, copy.place}, true);
     Worker &w = *worker;
     unsigned at = copy.to - w.arena;
     if (at >= ARENA) fail(copy.place, "__pipeline_memcpy_async copies into shared memory only.");
@@ -465,13 +502,13 @@ void check_copy_ordered(const Copy &copy) {
 
 void check_copy_arrives(const Copy &copy) {
     memset(worker->written + (copy.to - worker->arena) / 4, 0, copy.bytes / 4);
-    check(copy.to, copy.bytes, true, false, true, copy.place);
+    check({copy.to, copy.bytes, true, false, copy.place}, true);
 }
 
 // ---- What the compiler calls
 
 #define HOOK(name, bytes, write, aligned) \
-    EXPORT void name(void *address) { check(address, bytes, write, false, aligned, CALLER); }
+    EXPORT void name(const char *address) { check({address, bytes, write, false, CALLER}, aligned); }
 #define HOOKS(bytes)                                        \
     HOOK(__tsan_read##bytes, bytes, false, true)            \
     HOOK(__tsan_write##bytes, bytes, true, true)            \
@@ -482,22 +519,26 @@ HOOKS(2)
 HOOKS(4)
 HOOKS(8)
 HOOKS(16)
+
+static void check_range(const void *address, unsigned long bytes, bool write, const void *place) {
+    if (bytes) check({static_cast<const char *>(address), unsigned(bytes), write, false, place}, false);
+}
 EXPORT void __tsan_read_range(void *address, unsigned long bytes) {
-    check(address, bytes, false, false, false, CALLER);
+    check_range(address, bytes, false, CALLER);
 }
 EXPORT void __tsan_write_range(void *address, unsigned long bytes) {
-    check(address, bytes, true, false, false, CALLER);
+    check_range(address, bytes, true, CALLER);
 }
 EXPORT void *__tsan_memset(void *to, int value, unsigned long bytes) {
-    if (bytes) check(to, bytes, true, false, false, CALLER);
+    check_range(to, bytes, true, CALLER);
     return memset(to, value, bytes);
 }
 EXPORT void *__tsan_memcpy(void *to, const void *from, unsigned long bytes) {
-    if (bytes) check(from, bytes, false, false, false, CALLER), check(to, bytes, true, false, false, CALLER);
+    check_range(from, bytes, false, CALLER), check_range(to, bytes, true, CALLER);
     return memcpy(to, from, bytes);
 }
 EXPORT void *__tsan_memmove(void *to, const void *from, unsigned long bytes) {
-    if (bytes) check(from, bytes, false, false, false, CALLER), check(to, bytes, true, false, false, CALLER);
+    check_range(from, bytes, false, CALLER), check_range(to, bytes, true, CALLER);
     return memmove(to, from, bytes);
 }
 EXPORT void __tsan_init() {}

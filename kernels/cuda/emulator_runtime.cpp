@@ -101,6 +101,7 @@ static void run_threads() {
                    i / launch.block.x / launch.block.y};
         t.packed_index = t.index.x | uint64_t(t.index.y) << 32 | uint64_t(t.index.z) << 48;
         t.state = RUNS;
+        t.access = {{0, 0, 0, i, 0, w.block_number & 0xffffff, launch.number & 127}};
         t.stack = stack;
         t.group = 0;
         t.copies.clear();
@@ -431,10 +432,14 @@ static std::mutex idle_mutex;
 static std::vector<Worker *> idle;  // with their stacks, for the next launch
 
 Worker::Worker() {
-    stacks = static_cast<char *>(mmap(nullptr, STACK * MOST_THREADS, PROT_READ | PROT_WRITE,
-                                      MAP_PRIVATE | MAP_ANON | MAP_NORESERVE, -1, 0));
+    auto memory = [](uint64_t bytes) {
+        return static_cast<char *>(
+            mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON | MAP_NORESERVE, -1, 0));
+    };
+    stacks = memory(STACK * (MOST_THREADS + 1));
+    stacks += -reinterpret_cast<uint64_t>(stacks) % STACK;  // so that an address says whose stack it is on
     for (unsigned i = 0; i < MOST_THREADS; i++) mprotect(stacks + i * STACK, 4096, PROT_NONE);
-    arena = static_cast<char *>(mmap(nullptr, ARENA, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0));
+    arena = memory(ARENA);
 }
 
 static void work(Launch *launch, int helpers);

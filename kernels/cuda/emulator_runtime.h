@@ -46,6 +46,20 @@ struct Copy {  // one that __pipeline_memcpy_async ordered and that has not arri
     const void *place;
 };
 
+// An access to a word of memory: 64 bits, which are stored and loaded as a whole.
+union Access {
+    struct {
+        uint64_t bytes : 4, atomic : 1, several : 2, thread : 10, time : 16, block : 24, launch : 7;
+    };
+    uint64_t bits;
+};
+constexpr int TIME_AT = 17, BLOCK_AT = 33, LAUNCH_AT = 57;  // in `bits`
+
+struct Cell {  // the last write to a word of four bytes, the last read, and from where
+    Access write, read;
+    int32_t write_place, read_place;
+};
+
 enum State : uint8_t { UNSTARTED, RUNS, AT_BARRIER, IN_WARP, EXITED };
 
 struct Thread {
@@ -54,20 +68,12 @@ struct Thread {
     Index index;
     uint64_t packed_index;
     State state;
+    Access access;  // by this thread, at a time and of bytes to be filled in
     int collective, vote, line, source, group;
     unsigned mask;
     uint64_t value;
     const void *place;  // in the kernel: where it waits
     std::vector<Copy> copies;
-};
-
-// An access to a word of memory, in 64 bits, so that it is stored and loaded as a whole.
-struct Access {
-    uint64_t launch : 7, block : 24, thread : 10, time : 16, bytes : 4, atomic : 1, several : 2;
-};
-struct Cell {  // the last write to a word of four bytes, the last read, and from where
-    Access write, read;
-    int32_t write_place, read_place;
 };
 
 struct Argument {  // what a pointer parameter was given, as Python hands it over
