@@ -298,6 +298,22 @@ extern "C" __global__ void too_much_shared(float *y, int wrong) {
     y[threadIdx.x] = a[threadIdx.x];
 }
 
+extern "C" __global__ void more_than_a_block_has(float *y) {
+    __shared__ float a[4096];  // <- more_than_a_block_has
+    a[threadIdx.x] = 1;
+    y[threadIdx.x] = a[threadIdx.x];
+}
+
+extern "C" __global__ void copies(const float *x, float *y, int skip, int bytes, int zeros) {
+    __shared__ __align__(16) float s[4];
+    __pipeline_memcpy_async(s, x + skip, bytes, zeros);  // <- copies
+    __pipeline_commit();
+    __pipeline_wait_prior(0);
+    for (int i = 0; i < bytes / 4; i++) y[i] = s[i];
+}
+
+extern "C" __global__ void copies_to(const float *x, float *y) { __pipeline_memcpy_async(y, x, 4); }
+
 __device__ __noinline__ int sum_to(int n) {  // <- recursion
     volatile int here[64] = {};
     return n ? sum_to(n - 1) + n + here[n % 64] : 0;

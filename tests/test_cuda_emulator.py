@@ -204,6 +204,37 @@ def test_dynamic_shared_memory_has_bounds(bugs):
         bugs.dynamic_bounds[1, 32, 300_000](y, 32)
 
 
+def test_shared_memory_has_an_end(bugs):
+    bugs.more_than_a_block_has[1, 32, 210 * 1024](zeros(32))
+    with pytest.raises(EmulatorError, match=r"and the 220160 bytes of the launch are more than a block has"):
+        bugs.more_than_a_block_has[1, 32, 215 * 1024](zeros(32))
+
+
+def test_asynchronous_copies_of_what_is_allowed(bugs):
+    x = floats(9)
+    for skip, bytes, zero_bytes in [
+        (4, 16, 0),
+        (4, 16, 4),
+        (4, 16, 12),
+        (8, 16, 12),
+        (6, 8, 0),
+        (7, 4, 0),
+        (0, 16, 16),
+    ]:
+        y, n, zero = zeros(4), bytes // 4, zero_bytes // 4
+        bugs.copies[1, 1](x, y, skip, bytes, zero_bytes)
+        assert y[:n].tolist() == x[skip : skip + n - zero].tolist() + [0] * zero
+    for skip, bytes, zero_bytes, said in [
+        (8, 16, 8, r"reads x\[8\] to x\[9\]; x has 9 elements"),
+        (2, 16, 0, r"reads 16 bytes at x\[2\]: the address must be a multiple of 16 bytes"),
+        (0, 12, 0, r"__pipeline_memcpy_async copies 4, 8 or 16 bytes, not 12"),
+    ]:
+        with pytest.raises(EmulatorError, match=said):
+            bugs.copies[1, 1](x, zeros(4), skip, bytes, zero_bytes)
+    with pytest.raises(EmulatorError, match="copies into shared memory only"):
+        bugs.copies_to[1, 1](x, zeros(4))
+
+
 def test_an_empty_tensor_has_no_elements(bugs):
     bugs.tail[1, 32](zeros(0), zeros(0), 0, 0)
     with pytest.raises(EmulatorError, match=r"reads x\[0\]; x has 0 elements"):
@@ -359,10 +390,15 @@ def test_atomics(intrinsics, watched):
     assert u.tolist() == [n % 7, v.max()] and f.item() == n / 2 and d.item() == n / 4
 
 
-def test_a_lock(intrinsics, watched):
+def test_threads_that_wait_by_an_atomic(intrinsics, watched):
     count = ints(0)
     intrinsics.lock[8, 33](ints(0), count)
     assert count.item() == 8 * 33
+    intrinsics.exchanged[8, 33](ints(0), count)
+    assert count.item() == 2 * 8 * 33
+    y = zeros(50, dtype=torch.int32)
+    intrinsics.in_order[1, 50](ints(0), y)
+    assert y.tolist() == list(range(49, -1, -1))
 
 
 def test_arithmetic(intrinsics, watched):

@@ -392,7 +392,7 @@ inline void __stcs(T *address, T value) {
 // ---- Asynchronous copies into shared memory (cp.async): the bytes arrive at the wait, not before.
 
 inline void __pipeline_memcpy_async(void *shared, const void *global, size_t bytes, size_t zeros = 0) {
-    emulated_copy_async(shared, global, bytes, zeros);
+    emulated_copy_async(shared, global, unsigned(bytes), unsigned(zeros));
 }
 inline void __pipeline_commit() { emulated_commit(); }
 inline void __pipeline_wait_prior(int n) { emulated_wait_prior(n); }

@@ -488,15 +488,19 @@ INLINE void check(Touch t, bool aligned) {
         check_elsewhere(w, t);
 }
 
-void check_access(const void *address, unsigned bytes, bool write, bool atomic, const void *place) {
-    check({static_cast<const char *>(address), bytes, write, atomic, place}, true);
+void check_atomic(const void *address, unsigned bytes, const void *place) {
+    check({static_cast<const char *>(address), bytes, true, true, place}, true);
 }
 
-void check_copy_ordered(const Copy &copy) {
-    check({copy.to, copy.bytes, true, false, copy.place}, true);
+void check_copy_ordered(const Copy &copy, const char *from, unsigned bytes) {
     Worker &w = *worker;
+    Touch read{from, copy.bytes, false, false, copy.place};
+    if (reinterpret_cast<uint64_t>(from) % copy.bytes) misaligned(w, read);
+    read.bytes = bytes;
+    if (bytes) check(read, false);
     unsigned at = copy.to - w.arena;
     if (at >= ARENA) fail(copy.place, "__pipeline_memcpy_async copies into shared memory only.");
+    check({copy.to, copy.bytes, true, false, copy.place}, true);
     memset(w.written + at / 4, 0x80, copy.bytes / 4);
 }
 

@@ -323,6 +323,11 @@ static char *place_array(const SharedArray *array, const void *place) {
              format("%s and the __shared__ arrays before it take %u bytes; a block has at most %u. More is "
                     "possible as extern __shared__, with its size in the launch.",
                     array->name, arrays, STATIC_SHARED));
+    if (arrays + w.launch->dynamic_bytes > SHARED || begin + array->bytes > ARENA)
+        fail(place,
+             format("%s, the __shared__ arrays before it and the %u bytes of the launch are more than a "
+                    "block has, %u bytes.",
+                    array->name, w.launch->dynamic_bytes, SHARED));
     Placed placed{array, w.arena + begin, w.arena + begin + array->bytes};
     memset(placed.begin, 0xff, array->bytes);
     w.arena_used = begin + array->bytes + GAP;
@@ -342,15 +347,13 @@ EXPORT void *emulated_dynamic_shared(const SharedArray *array) {
     return worker->arena;
 }
 
-EXPORT void emulated_copy_async(char *to, const void *from, unsigned bytes, unsigned zeros) {
+EXPORT void emulated_copy_async(char *to, const char *from, unsigned bytes, unsigned zeros) {
     Thread &t = *worker->current;
     Copy copy{to, bytes, t.group, {}, CALLER};
     if (bytes != 4 && bytes != 8 && bytes != 16)
         fail(CALLER, format("__pipeline_memcpy_async copies 4, 8 or 16 bytes, not %u.", bytes));
-    if (worker->launch->checked) {
-        if (zeros < bytes) check_access(from, bytes - zeros, false, false, CALLER);
-        check_copy_ordered(copy);
-    }
+    if (zeros > bytes) zeros = bytes;
+    if (worker->launch->checked) check_copy_ordered(copy, from, bytes - zeros);
     memcpy(copy.data, from, bytes - zeros);
     t.copies.push_back(copy);
 }
@@ -368,23 +371,28 @@ EXPORT void emulated_wait_prior(int n) {  // all but the last n groups arrive
 
 // ---- Atomics
 
+// A thread whose atomic has changed nothing may be waiting for another one, which must get its turn.
+static void others_turn(bool changed) {
+    if (changed) return;
+    worker->release(worker->number(*worker->current));
+    give_way(true);
+}
+
 template <class Word>
 static Word update(void *address, Word (*function)(Word, Word), Word value, const void *place) {
-    if (worker->launch->checked) check_access(address, sizeof(Word), true, true, place);
+    if (worker->launch->checked) check_atomic(address, sizeof(Word), place);
     Word *word = static_cast<Word *>(address), old = __atomic_load_n(word, __ATOMIC_RELAXED);
     while (!__atomic_compare_exchange_n(word, &old, function(old, value), true, __ATOMIC_SEQ_CST,
                                         __ATOMIC_RELAXED)) {
     }
+    others_turn(function(old, value) != old);
     return old;
 }
 template <class Word>
 static Word exchange_if(void *address, Word compare, Word value, const void *place) {
-    if (worker->launch->checked) check_access(address, sizeof(Word), true, true, place);
-    Word *word = static_cast<Word *>(address);
-    if (!__atomic_compare_exchange_n(word, &compare, value, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)) {
-        worker->release(worker->number(*worker->current));  // whoever holds the lock must be able to go on
-        give_way(true);
-    }
+    if (worker->launch->checked) check_atomic(address, sizeof(Word), place);
+    others_turn(__atomic_compare_exchange_n(static_cast<Word *>(address), &compare, value, false,
+                                            __ATOMIC_SEQ_CST, __ATOMIC_RELAXED));
     return compare;
 }
 EXPORT uint32_t emulated_atomic32(void *p, uint32_t (*f)(uint32_t, uint32_t), uint32_t v) {

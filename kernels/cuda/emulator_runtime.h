@@ -175,6 +175,6 @@ void check_begin_block(Worker &w);
 void check_placed(Worker &w, const Placed &placed);
 void check_synced(Worker &w, unsigned first, unsigned lanes, bool whole_warp);
 void check_barrier(Worker &w);
-void check_access(const void *address, unsigned bytes, bool write, bool atomic, const void *place);
-void check_copy_ordered(const Copy &copy);
+void check_atomic(const void *address, unsigned bytes, const void *place);
+void check_copy_ordered(const Copy &copy, const char *from, unsigned bytes);
 void check_copy_arrives(const Copy &copy);
