@@ -544,3 +544,59 @@ def test_without_a_compiler_the_message_says_what_to_install(monkeypatch, tmp_pa
         monkeypatch.setattr(sys, "platform", platform)
         with pytest.raises(EmulatorError, match=f"takes a C.. compiler.*{install}"):
             find_compiler()
+
+
+# A GPU computes the same
+
+
+def every_half(dtype):
+    return torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).float() * (
+        1 + 2.0**-11
+    )
+
+
+ON_BOTH = [
+    ("indices", (3, 2, 2), (4, 2, 3), 0, lambda: [zeros(12, 24, 6, dtype=torch.int32)]),
+    *[
+        (
+            "shuffles",
+            1,
+            64,
+            0,
+            lambda by=by, width=width: [torch.arange(64).int(), zeros(256).int(), by, width],
+        )
+        for by in (1, 5, 16)
+        for width in (8, 32)
+    ],
+    ("shuffled_types", 1, 32, 0, lambda: [zeros(32, dtype=torch.float64)]),
+    ("votes", 1, 64, 0, lambda: [(torch.arange(64) % 3 == 1).int(), zeros(64, 8, dtype=torch.uint32)]),
+    ("bits", 1, 64, 0, lambda: [torch.arange(64).mul(67_108_859).to(torch.uint32), zeros(64, 6).int()]),
+    ("rounded", 256, 256, 0, lambda: [every_half(torch.float16), zeros(2**16), zeros(2**16), 2**16]),
+    ("halves", 1, 100, 0, lambda: [torch.linspace(-5, 5, 100), zeros(100, 4), 100]),
+    ("vectors", 1, 32, 0, lambda: [floats(32, 4), zeros(32, 4), torch.arange(128).int(), zeros(128).int()]),
+    ("shared_kinds", 1, 40, 0, lambda: [zeros(40)]),
+    ("carved", 1, 40, 320, lambda: [zeros(40), 40]),
+    ("copied", 1, 32, 0, lambda: [floats(7, 32, 4), zeros(7, 32, 4), 7]),
+    ("tables", 1, 4, 0, lambda: [zeros(4)]),
+    ("block_sum", 7, 1024, 0, lambda: [floats(7, 3000) % 5, zeros(7), 3000]),
+    ("passed", 1, 1, 0, lambda: [zeros(7), 0.5, 0.25, -7, 2**31, -(2**40), True, 200]),
+    ("in_order", 1, 50, 0, lambda: [ints(0), zeros(50).int()]),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_gpu_computes_the_same(compiler, dtype):
+    results = []
+    for emulate in (True, False):
+        module = load(HERE / "emulator_intrinsics.cu", scalar=dtype, emulate=emulate)
+        for kernel, grid, block, shared, arguments in ON_BOTH:
+            given = arguments()
+            if kernel == "rounded":
+                given[1] = given[1].to(dtype)
+            given = [a if emulate or not isinstance(a, torch.Tensor) else a.cuda() for a in given]
+            getattr(module, kernel)[grid, block, shared](*given)
+            results.append([a.cpu() for a in given if isinstance(a, torch.Tensor)])
+    for (kernel, *_), here, there in zip(ON_BOTH, results[: len(ON_BOTH)], results[len(ON_BOTH) :]):
+        for x, y in zip(here, there):
+            assert torch.equal(x.double().nan_to_num(0.1), y.double().nan_to_num(0.1)), kernel
