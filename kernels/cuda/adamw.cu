@@ -16,7 +16,7 @@
 #endif
 #include "neighbours.cuh"
 
-constexpr int THREADS = 128, BLOCK = THREADS * 4;  // numbers of a block
+constexpr int THREADS = 128;
 enum Field { ADDRESS_W, ADDRESS_G, ADDRESS_M, ADDRESS_V, COUNT, FIELDS };
 
 extern "C" __global__ void __launch_bounds__(THREADS)

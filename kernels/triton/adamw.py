@@ -1,25 +1,14 @@
-"""AdamW over all parameters of a model in one launch.
+"""AdamW over all weights of a model in one launch, by the table of `kernels.adamw_table`."""
 
-A model has hundreds of parameters, most of them small: a launch for each would take longer than the work.
-One launch for all needs a map from blocks to parameters. It is a table in the GPU's memory: for each block
-the addresses of its weights, gradients and means, how many there are, and their weight decay. The table
-depends on nothing but those, so it is built once for a set of addresses and kept as long as they recur.
-"""
-
-from collections import OrderedDict
 from collections.abc import Sequence
 
-import numpy as np
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.adamw_table import BLOCK, adamw_table
 from kernels.triton.launch import DTYPES, check, launch
 
-BLOCK = 512
-FIELDS = 5  # of a row of the table: the four addresses and the number of elements
-_TABLES: OrderedDict[tuple, tuple] = OrderedDict()  # the last few, by all that they depend on
 _TYPE = dict(zip(DTYPES, (tl.float32, tl.bfloat16, tl.float16), strict=True))
 
 
@@ -69,59 +58,15 @@ def adamw_(
     for each weight. Weights, gradients and means are float32, bfloat16 or float16, each kind of one dtype,
     dense and of the same shapes; everything is computed in float32.
 
-    Addresses not seen lately cost a check of the tensors and a copy of the table to the GPU. Raises
-    `ValueError` for shapes, layouts, devices or numbers of tensors that do not fit, `TypeError` for dtypes.
+    Errors, and what addresses not seen lately cost: `kernels.adamw_table`.
     """
     kinds = weights, gradients, m, v
-    if any(len(kind) != len(weights) for kind in (*kinds, weight_decays)):
-        lengths = ", ".join(str(len(kind)) for kind in (*kinds, weight_decays))
-        raise ValueError(
-            f"adamw: expected as many gradients, m, v and weight_decays as weights, got {lengths}."
-        )
-    if not weights:
+    table = adamw_table(check, kinds, weight_decays)
+    if table is None:
         return
-    dtypes = tuple(kind[0].dtype for kind in kinds)
-    key = (dtypes, tuple(weight_decays), *(tuple(map(Tensor.data_ptr, kind)) for kind in kinds))
-    if key not in _TABLES:
-        _check(*kinds)
-        _TABLES[key] = _table(kinds, weight_decays)
-        if len(_TABLES) > 16:
-            _TABLES.popitem(last=False)
-    table, decay, aligned = _TABLES[key]
-    W, G, M, _ = (_TYPE[dtype] for dtype in dtypes)
+    W, G, M = (_TYPE[kind[0].dtype] for kind in kinds[:3])
     launch(
-        _adamw_kernel, (len(table),), table, decay, lr, *betas, eps,
+        _adamw_kernel, (len(table.rows),), table.rows, table.weight_decays, lr, *betas, eps,
         1 - betas[0] ** steps, (1 - betas[1] ** steps) ** 0.5,
-        W=W, G=G, M=M, ALIGNED=aligned, BLOCK=BLOCK,
+        W=W, G=G, M=M, ALIGNED=table.aligned, BLOCK=BLOCK,
     )  # fmt: skip
-
-
-def _check(*kinds: Sequence[Tensor]) -> None:
-    for kind in kinds:
-        check("adamw", *kind)
-    if kinds[2][0].dtype != kinds[3][0].dtype:
-        raise TypeError(f"adamw: m is {kinds[2][0].dtype} and v {kinds[3][0].dtype}; they must be alike.")
-    for tensors in zip(*kinds, strict=True):
-        w = tensors[0]
-        if any(x.shape != w.shape or x.device != w.device or not x.is_contiguous() for x in tensors):
-            shapes = ", ".join(str(tuple(x.shape)) for x in tensors)
-            raise ValueError(
-                f"adamw: expected dense tensors of one shape on one device, got w, g, m, v {shapes}."
-            )
-
-
-def _table(kinds: tuple, weight_decays: Sequence[float]) -> tuple[Tensor, Tensor, bool]:
-    """-> the table (blocks, FIELDS), the weight decay of each block, whether all addresses are aligned."""
-    sizes = np.array([w.numel() for w in kinds[0]])
-    blocks = -(-sizes // BLOCK)
-    of = np.repeat(np.arange(len(sizes)), blocks)  # each block's parameter
-    first = np.concatenate([np.arange(n) for n in blocks]) * BLOCK  # its first element there
-    addresses = np.array([[x.data_ptr() for x in kind] for kind in kinds]).T
-    itemsizes = np.array([kind[0].element_size() for kind in kinds])
-    table = np.empty((len(of), FIELDS), np.int64)
-    table[:, :4] = addresses[of] + first[:, None] * itemsizes
-    table[:, 4] = np.minimum(sizes[of] - first, BLOCK)
-    decay = np.array(weight_decays, np.float32)[of]
-    device = kinds[0][0].device
-    aligned = bool((addresses % 16 == 0).all())
-    return torch.from_numpy(table).to(device), torch.from_numpy(decay).to(device), aligned
