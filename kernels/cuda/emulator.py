@@ -109,7 +109,11 @@ class Library:
         """The machine code. Raises `CompileError` with the line, `EmulatorError` without a compiler."""
         if checked not in self._compiled:
             _runtime()  # first: it has the functions that the library calls
-            self._compiled[checked] = _build(*self.recipe(checked))
+            try:
+                self._compiled[checked] = _build(*self.recipe(checked))
+            except CompileError as error:
+                show = lambda m: f"{m[0]}\n    {m[2]} | {self.line(m[1], int(m[2]))}"
+                raise CompileError(re.sub(r"(?m)^(\S+) line (\d+): .*", show, str(error))) from None
         return self._compiled[checked]
 
     def recipe(self, checked: bool) -> tuple[dict[str, str], list[str]]:
@@ -272,14 +276,12 @@ def _make(files: dict[str, str], flags: Sequence[str], folder: str) -> Path:
 
 def _call(arguments: list[str], folder: str) -> None:
     done = subprocess.run([compiler(), *arguments], cwd=folder, capture_output=True, text=True)
-    said = done.stderr.splitlines()
     told = []
-    for line, below in zip(said, [*said[1:], ""]):  # below is the line of the source
+    for line in done.stderr.splitlines():
         found = re.match(r"(.+?):(\d+):(?:\d+:)? (?:(?:fatal )?error: (.*)|.*(frame size) \D*(\d+))", line)
         if found:
             what = found[3] or f"{found[5]} bytes of local memory are more than the emulator's threads have"
-            source = re.sub(r"^\s*\d+ \| ", "", below).strip()
-            told.append(f"{found[1]} line {found[2]}: {what}\n    {found[2]} | {source}")
+            told.append(f"{found[1]} line {found[2]}: {what}")
     if done.returncode or told:
         raise CompileError("\n".join(told[:3]) or done.stderr.strip())
 
