@@ -192,32 +192,6 @@ def test_ids_of_32_bits_and_ids_that_are_no_integers():
 # Sums and products
 
 
-@pytest.mark.parametrize(
-    ("a", "b"),
-    [
-        ((2, 3, 4, 5), (3, 1, 5)),
-        ((5,), (2, 3, 4, 5)),
-        ((2, 1, 4, 1), (1, 3, 1, 5)),
-        ((2, 1, 3, 1, 2, 1, 4), (1, 3, 1, 2, 1, 5, 1)),  # more dimensions than the kernel has
-        ((4, 64, 8), (64, 8)),  # in vectors of four
-        ((), (2, 3)),
-        ((4, 0), (4, 1)),
-        ((1, 1), (1,)),
-    ],
-    ids=str,
-)
-def test_broadcasting_and_its_sums(a, b):
-    a, b = drawn(*a), drawn(*b, seed=1)
-    for name in ("add", "mul"):
-        y, saved = getattr(elementwise, f"{name}_forward")(a, b)
-        torch.testing.assert_close(y, a + b if name == "add" else a * b)
-        dy = drawn(*y.shape, seed=2)
-        gradients = getattr(elementwise, f"{name}_backward")(dy, saved)
-        expected = getattr(reference, f"{name}_backward")(dy, saved)
-        for ours, theirs in zip(gradients, expected, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("R", [0, 1, 7, 128, 300])
 def test_long_sums_in_pieces(R):
     x = drawn(2, R, 5)

@@ -13,6 +13,7 @@ from course.config import preset
 from course.device import DEVICE
 from course.initial import initial_weights
 from course.model import Transformer
+from kernels import reference
 from kernels.autograd import differentiable
 from kernels.operations import OPERATIONS
 
@@ -143,6 +144,33 @@ def test_a_transformer_has_the_references_gradients(engine, name):
 
 
 # Bad input
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ((2, 3, 4, 5), (3, 1, 5)),
+        ((5,), (2, 3, 4, 5)),
+        ((2, 1, 4, 1), (1, 3, 1, 5)),
+        ((2, 1, 3, 1, 2, 1, 4), (1, 3, 1, 2, 1, 5, 1)),  # more dimensions than the kernels have
+        ((4, 64, 8), (64, 8)),  # in vectors of four
+        ((), (2, 3)),
+        ((4, 0), (4, 1)),
+        ((1, 1), (1,)),
+    ],
+    ids=str,
+)
+def test_broadcasting_and_its_sums(engine, a, b):
+    operations = kernels.engine(engine)
+    a, b = drawn(*a), drawn(*b, seed=1)
+    for name in ("add", "mul"):
+        y, saved = getattr(operations, f"{name}_forward")(a, b)
+        torch.testing.assert_close(y, a + b if name == "add" else a * b)
+        dy = drawn(*y.shape, seed=2)
+        gradients = getattr(operations, f"{name}_backward")(dy, saved)
+        expected = getattr(reference, f"{name}_backward")(dy, saved)
+        for ours, theirs in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", FIRST.values(), ids=str)

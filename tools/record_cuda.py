@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import record_run
 import records
 import torch
 
@@ -29,17 +30,7 @@ from course.tokenizer import CharTokenizer
 
 OUTPUT = Path(__file__).resolve().parent.parent / "assets" / "runs" / "cuda_wizard.json"
 DATASET = "wizard_of_oz"
-RECIPE = {
-    "batch_size": 16,
-    "steps": 2000,
-    "lr": 3e-3,
-    "warmup": 100,
-    "schedule": "cosine to a tenth",
-    "betas": [0.9, 0.99],
-    "weight_decay": 0.1,
-    "clip": 1.0,
-    "dtype": "float32",
-}
+RECIPE = record_run.RECIPE | {"steps": 2000}
 COMPARED = 200  # steps whose losses must be equal
 BUG = "norms.cu", "- mean_g - ", "- "
 
@@ -67,13 +58,7 @@ def run(model, engine: str, tokens: np.ndarray, validation: np.ndarray, steps: i
         validation=validation,
         every=min(100, steps),
     )
-    losses = np.array(history.losses)
-    return {
-        "losses": [round(loss, 6) for loss in losses[:COMPARED]],
-        "smoothed": {str(s): round(float(losses[s - 50 : s].mean()), 4) for s in range(50, steps + 1, 50)},
-        "validation": {str(s): round(loss, 4) for s, loss in history.validation.items()},
-        "seconds": round(history.seconds, 2),
-    }
+    return records.curves(history, COMPARED)
 
 
 def step_on(engine: str, config: ModelConfig, batch: tuple, graph: bool) -> Callable[[], None]:

@@ -65,14 +65,7 @@ def run(model, label: str, config: ModelConfig, tokens, validation) -> tuple[dic
         every=250,
         report=best,
     )
-    losses = np.array(history.losses)
-    record = {
-        "losses": [round(loss, 6) for loss in losses[:COMPARED]],
-        "smoothed": {str(s): round(float(losses[s - 50 : s].mean()), 4) for s in range(50, steps + 1, 50)},
-        "validation": {str(s): round(loss, 4) for s, loss in history.validation.items()},
-        "seconds": round(history.seconds, 2),
-    }
-    return record, best
+    return records.curves(history, COMPARED), best
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from kernels.cuda.launch import (
     like,
     likes,
     module,
+    nothing,
     processors,
     shared_memory,
     without_data,
@@ -206,7 +207,7 @@ def _forward_plan(
     if D > WIDEST_HEAD:
         raise ValueError(f"attention: heads of width {D}; the cuda engine has kernels up to {WIDEST_HEAD}.")
     if B * T * H * D == 0:
-        return _nothing
+        return nothing
     places = [stride for x in (q, k, v) for stride in x.strides[:3]]
     numbers = (*places, H, H // H_kv, T, S, D, *_reach(causal, window, T, S), softmax_scale * LOG2_E)
     return _launch("flash_forward", q, B * H, T, D, 1, numbers)
@@ -233,7 +234,7 @@ def _backward_plan(
         )
     (B, T, H, D), (S, H_kv) = q.shape, k.shape[1:3]
     if D == 0 or B * H_kv * (T + S) == 0:
-        return _nothing
+        return nothing
     places = [stride for x in (q, k, v, dy) for stride in x.strides[:3]]
     sizes = (H, H // H_kv, T, S, D, *_reach(causal, window, T, S), softmax_scale * LOG2_E, softmax_scale)
     launch_dq = _launch("flash_dq", q, B * H, T, D, 2, (*places, dq_row, *sizes))
@@ -246,17 +247,13 @@ def _backward_plan(
     return run
 
 
-def _nothing(*_) -> None:
-    """The launch for an output that has no numbers."""
-
-
 def _launch(kernel: str, q: Like, heads: int, n_rows: int, D: int, kept: int, numbers: tuple) -> Callable:
     """A kernel of `flash.cu` with a block for every few of `n_rows` rows of each of `heads` heads: it takes
     tensors, the numbers that come after them are known."""
     tiles = _tiles(q.dtype, D, heads, n_rows, kept, q.device)
     blocks = cdiv(n_rows, tiles.BLOCK_ROWS) * heads
     if blocks == 0:
-        return _nothing
+        return nothing
     launch = getattr(module("flash.cu", q.dtype, **tiles.macros), kernel)
     return launch[blocks, tiles.threads, tiles.shared_bytes(kept)].prepare(*numbers)
 
