@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from operation_cases import CASES, Case, Ids, arguments, run_pair
 
-from kernels.cuda import adamw, attention, gpu, ladder, losses, matmul
+from kernels.cuda import adamw, attention, embedding, gpu, ladder, losses, matmul
 from kernels.cuda.module import HERE, load
 from kernels.cuda.signature import signatures
 from kernels.operations import OPERATIONS
@@ -55,6 +55,11 @@ def launch_all(launched: set) -> None:
         )
         y, saved = attention.composed_attention_forward(q, k, v, sink)
         attention.composed_attention_backward(y, saved)
+        ids, table = torch.arange(9).cuda() % 4, torch.ones(5, 6, dtype=dtype).cuda()
+        y, saved = embedding.embedding_forward(ids, table)
+        embedding.MOST_COMPARISONS = 0  # the other way than in the cases
+        embedding.embedding_backward(y, saved)
+        embedding.MOST_COMPARISONS = 2**26
         long = torch.ones(8, 9000, dtype=dtype).cuda()
         matmul.matmul(long, long.mT)  # in parts
         w, g, m, v = (

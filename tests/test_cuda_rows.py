@@ -164,7 +164,9 @@ def test_rows_of_nothing():
 @pytest.mark.parametrize(
     "ids", [[3] * 300, [0] * 4 + [4] * 40 + [1] * 9, [2, 0, 4, 2, 2, 1, 0, 2], [], list(range(5))], ids=len
 )
-def test_rows_that_many_tokens_share_sum_their_gradients(ids, C, dtype):
+@pytest.mark.parametrize("comparisons", [0, embedding.MOST_COMPARISONS], ids=["sorted", "compared"])
+def test_rows_that_many_tokens_share_sum_their_gradients(monkeypatch, comparisons, ids, C, dtype):
+    monkeypatch.setattr(embedding, "MOST_COMPARISONS", comparisons)
     ids = torch.tensor(ids, dtype=torch.long, device=DEVICE)
     dy = drawn(len(ids), C).to(dtype)
     got = embedding.embedding_backward(dy, (ids, 5))
@@ -173,7 +175,9 @@ def test_rows_that_many_tokens_share_sum_their_gradients(ids, C, dtype):
     assert torch.equal(got, embedding.embedding_backward(dy, (ids, 5)))
 
 
-def test_an_id_that_is_not_in_the_table():
+@pytest.mark.parametrize("comparisons", [0, embedding.MOST_COMPARISONS], ids=["sorted", "compared"])
+def test_an_id_that_is_not_in_the_table(monkeypatch, comparisons):
+    monkeypatch.setattr(embedding, "MOST_COMPARISONS", comparisons)
     ids = torch.tensor([1, -1, 5, 10**10, 4], device=DEVICE)
     weight, dy = drawn(5, 3), drawn(5, 3, seed=1)
     y, saved = embedding.embedding_forward(ids, weight)

@@ -29,17 +29,51 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
     }
 }
 
-// Row blockIdx.x of dweight, columns of part blockIdx.y. Each warp goes through a share of the places: 32 ids
-// at a time, one a lane, and the ballot tells all lanes where the row's own are. Their dy is added up in
+// A block sums row blockIdx.x of dweight, columns of part blockIdx.y, each warp those of its own places, in
 // registers.
+struct Sums {
+    float sum[PIECES][VECTOR] = {};
+
+    __device__ static int column(int piece) {
+        return blockIdx.y * COLUMNS + piece * STEP + threadIdx.x % 32 * VECTOR;
+    }
+
+    __device__ void add(const scalar *dy, int C) {
+#pragma unroll
+        for (int p = 0; p < PIECES; p++) {
+            if (column(p) >= C) continue;
+            const auto numbers = read(dy + column(p));
+#pragma unroll
+            for (int i = 0; i < VECTOR; i++) sum[p][i] += float(numbers.x[i]);
+        }
+    }
+
+    // The warps' sums, always added in the order of the warps.
+    __device__ void finish(scalar *dweight, int C) const {
+        __shared__ float sums[WARPS][COLUMNS];
+#pragma unroll
+        for (int p = 0; p < PIECES; p++)
+#pragma unroll
+            for (int i = 0; i < VECTOR; i++)
+                sums[threadIdx.x / 32][p * STEP + threadIdx.x % 32 * VECTOR + i] = sum[p][i];
+        __syncthreads();
+        const int first = blockIdx.y * COLUMNS;
+        for (int i = threadIdx.x; i < COLUMNS && first + i < C; i += BLOCK) {
+            float total = 0.0f;
+            for (int w = 0; w < WARPS; w++) total += sums[w][i];
+            dweight[int64_t(blockIdx.x) * C + first + i] = scalar(total);
+        }
+    }
+};
+
+// For few ids: each warp goes through a share of the places, 32 ids at a time, one a lane, and the ballot
+// tells all lanes where the row's own are.
 extern "C" __global__ void __launch_bounds__(BLOCK) embedding_backward(
     const int64_t *ids, const scalar *dy, scalar *dweight, int64_t dy_stride, int places, int C) {
     const int64_t row = blockIdx.x;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int first_column = blockIdx.y * COLUMNS + lane * VECTOR;
     const int share = (places + WARPS - 1) / WARPS, begin = warp * share, end = min(places, begin + share);
-    float sum[PIECES][VECTOR] = {};
-
+    Sums sums;
     for (int start = begin; start < end; start += AHEAD * 32) {
         unsigned found[AHEAD];
 #pragma unroll
@@ -51,27 +85,34 @@ extern "C" __global__ void __launch_bounds__(BLOCK) embedding_backward(
         for (int a = 0; a < AHEAD; a++)
             for (; found[a] != 0; found[a] &= found[a] - 1) {  // without its lowest bit
                 const int64_t place = start + a * 32 + __ffs(found[a]) - 1;
-#pragma unroll
-                for (int p = 0; p < PIECES; p++) {
-                    const int column = first_column + p * STEP;
-                    if (column >= C) continue;
-                    const auto numbers = read(dy + place * dy_stride + column);
-#pragma unroll
-                    for (int i = 0; i < VECTOR; i++) sum[p][i] += float(numbers.x[i]);
-                }
+                sums.add(dy + place * dy_stride, C);
             }
     }
+    sums.finish(dweight, C);
+}
 
-    // The warps' sums, always added in the order of the warps.
-    __shared__ float sums[WARPS][COLUMNS];
-#pragma unroll
-    for (int p = 0; p < PIECES; p++)
-#pragma unroll
-        for (int i = 0; i < VECTOR; i++) sums[warp][p * STEP + lane * VECTOR + i] = sum[p][i];
-    __syncthreads();
-    for (int i = threadIdx.x; i < COLUMNS && blockIdx.y * COLUMNS + i < C; i += BLOCK) {
-        float total = 0.0f;
-        for (int w = 0; w < WARPS; w++) total += sums[w][i];
-        dweight[row * C + blockIdx.y * COLUMNS + i] = scalar(total);
+// How many of the sorted ids are below `id`: half of what is left is ruled out at a time.
+__device__ int count_below(int64_t id, const int64_t *ids, int places) {
+    int least = 0, most = places;
+    while (least < most) {
+        const int middle = (least + most) / 2;
+        if (ids[middle] < id)
+            least = middle + 1;
+        else
+            most = middle;
     }
+    return least;
+}
+
+// For many: `ids` are sorted, `order` tells where each of them stood, and a row's own are side by side.
+extern "C" __global__ void __launch_bounds__(BLOCK) embedding_backward_sorted(
+    const int64_t *ids, const int64_t *order, const scalar *dy, scalar *dweight, int64_t dy_stride, int places,
+    int C) {
+    const int64_t row = blockIdx.x;
+    const int first = count_below(row, ids, places), last = count_below(row + 1, ids, places);
+    const int share = (last - first + WARPS - 1) / WARPS, begin = first + threadIdx.x / 32 * share;
+    Sums sums;
+#pragma unroll 4  // loads of so many places on their way at a time
+    for (int i = begin; i < min(last, begin + share); i++) sums.add(dy + order[i] * dy_stride, C);
+    sums.finish(dweight, C);
 }

@@ -1,7 +1,7 @@
 """Looking up rows of a table, and adding gradients up into them without a race: one launch each.
 
 The backward pass compares every row of the table with every id. Those are V x N comparisons, of numbers that
-lie in the caches; for that it needs no sorting, no second launch and no memory.
+lie in the caches; where they are too many, the ids are sorted first.
 """
 
 import functools
@@ -15,6 +15,7 @@ from kernels.cuda.rows import aligned, row_stride, rows
 
 WARPS = 8  # of a block
 MOST_PIECES = 8  # that a lane holds
+MOST_COMPARISONS = 2**26  # above that sorting is faster
 
 
 def embedding_forward(ids: Tensor, weight: Tensor):
@@ -40,7 +41,8 @@ def embedding_backward(dy: Tensor, saved: tuple) -> Tensor:
     dweight = dy.new_empty((V, dy.shape[-1]))
     if not without_data(dy):
         flat, dy = integers("embedding", "ids", ids), rows(dy)
-        _backward_plan(like(flat), like(dy), V, aligned(dy))(flat, dy, dweight)
+        by_sorting = V * flat.numel() > MOST_COMPARISONS
+        _backward_plan(like(flat), like(dy), V, aligned(dy), by_sorting)(flat, dy, dweight)
     return dweight
 
 
@@ -65,7 +67,7 @@ def _forward_plan(ids: tuple, weight: tuple, aligned: bool) -> Callable:
 
 
 @functools.lru_cache(maxsize=1024)
-def _backward_plan(ids: tuple, dy: tuple, V: int, aligned: bool) -> Callable:
+def _backward_plan(ids: tuple, dy: tuple, V: int, aligned: bool, by_sorting: bool) -> Callable:
     """-> what launches the kernel on ids, dy and dweight."""
     ids, dy = likes(ids, dy)
     check("embedding", dy, ids)
@@ -73,5 +75,8 @@ def _backward_plan(ids: tuple, dy: tuple, V: int, aligned: bool) -> Callable:
     if V * C == 0:
         return nothing
     kernels, columns = _kernels(C, dy.dtype, aligned and row_stride(dy) * dy.dtype.itemsize % 16 == 0)
-    launch = kernels.embedding_backward[(V, cdiv(C, columns)), 32 * WARPS]
-    return launch.prepare(row_stride(dy), n, C)
+    grid, numbers = (V, cdiv(C, columns)), (row_stride(dy), n, C)
+    if not by_sorting:
+        return kernels.embedding_backward[grid, 32 * WARPS].prepare(*numbers)
+    launch = kernels.embedding_backward_sorted[grid, 32 * WARPS].prepare(*numbers)
+    return lambda ids, dy, dweight: launch(*torch.sort(ids.view(-1), stable=True), dy, dweight)

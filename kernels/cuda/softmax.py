@@ -38,7 +38,8 @@ def _forward_plan(x: tuple, aligned: bool) -> Callable:
     """-> what launches the kernel on x and y."""
     (x,) = likes(x)
     check("softmax", x)
-    (*batch, C), how = x.shape, shape(x, aligned, widest=WIDEST)
+    # Numbers of two bytes, two a register: twice as many are held.
+    (*batch, C), how = x.shape, shape(x, aligned, widest=WIDEST * 4 // x.dtype.itemsize)
     n = math.prod(batch)
     if n * C == 0:
         return nothing
@@ -51,7 +52,8 @@ def _backward_plan(dy: tuple, y: tuple, aligned: bool) -> Callable:
     """-> what launches the kernel on dy, y and dx."""
     dy, y = likes(dy, y)
     check("softmax", dy, y)
-    (*batch, C), how = y.shape, shape(y, aligned, dy, widest=WIDEST)
+    # Of two arrays, half as much of each.
+    (*batch, C), how = y.shape, shape(y, aligned, dy, thread_bytes=32, widest=WIDEST)
     n = math.prod(batch)
     if n * C == 0:
         return nothing
