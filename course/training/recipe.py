@@ -82,7 +82,7 @@ class Recipe:
     data: str = about("which text: see `python -m course data list`", "tales")
     tokenizer: str = about("char, bpe (trained on the text first), or the file of one", "char")
     vocab_size: PositiveInt | None = about("of bpe", None)
-    tokenizer_bytes: PositiveInt = about("of the text at most that bpe is trained on", 50_000_000)
+    tokenizer_bytes: PositiveInt = about("of the text, about, that bpe is trained on", 50_000_000)
     model: Model = Model()
     engine: str = about("whose kernels compute", "torch")
     optimizer: Optimizer = Optimizer()
