@@ -213,7 +213,7 @@ def test_evaluate_is_the_mean_over_the_text():
     assert training.evaluate(model, TOKENS, batch_size=7) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("make", [lambda: manual(), lambda: Transformer(CONFIG, "torch", dtype=torch.float64)])
+@pytest.mark.parametrize("make", [manual, lambda: Transformer(CONFIG, "torch", dtype=torch.float64)])
 def test_the_losses_of_tokens_are_those_that_evaluate_takes_the_mean_of(make):
     model = make()
     losses = training.token_losses(model, TOKENS, batch_size=5)

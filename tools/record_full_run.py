@@ -14,6 +14,7 @@ import argparse
 import collections
 import datetime
 import gc
+import itertools
 import json
 import math
 import os
@@ -220,7 +221,7 @@ def real(folder: Path) -> dict:
     """Where the seconds of the run went, but for the time between the cut and going on."""
     lines = [json.loads(line) for line in (folder / "clock.jsonl").read_text().splitlines()]
     spent = collections.Counter()
-    for before, after in zip(lines, lines[1:]):
+    for before, after in itertools.pairwise(lines):
         if after["event"] != "start":
             spent[after["event"]] += after["at"] - before["at"]
     record = {name: round(spent[name], 1) for name in ("speed", "evaluation", "sample", "checkpoint")}
@@ -248,12 +249,16 @@ def thinned(log: Path, width: int = 50) -> dict:
 def evaluate(arguments: argparse.Namespace) -> dict:
     """Everything that the notebook tells of the run."""
     folder = arguments.folder
-    read = {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in ("prepare", "compare", "plan")}
+    read = {
+        stage: json.loads((folder / f"{stage}.json").read_text()) for stage in ("prepare", "compare", "plan")
+    }
     peak = json.loads((folder / "train.json").read_text())["peak_mib"]
     record = {
         "machine": device.describe(),
         "date": datetime.date.today().isoformat(),
-        "recipe": Recipe.load(folder / "run" / "recipe.yaml").changed({"tokenizer": "bpe", "vocab_size": 10000}).to_dict(),
+        "recipe": Recipe.load(folder / "run" / "recipe.yaml")
+        .changed({"tokenizer": "bpe", "vocab_size": 10000})
+        .to_dict(),
         "corpus": read["prepare"],
         "compare": read["compare"],
         "plan": read["plan"],

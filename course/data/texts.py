@@ -117,7 +117,7 @@ def documents(name: str, part: str) -> Iterator[str]:
 
 
 def sample(name: str, n_bytes: int) -> Iterator[str]:
-    """Documents spread evenly over the training part, about `n_bytes` together: what a tokenizer is trained on.
+    """Documents spread evenly over the training part, about `n_bytes` together: what to train a tokenizer on.
 
     The first documents would not do where neighbours resemble each other, as the files of a package do. All
     documents, if there are fewer bytes. Raises as `documents` does.
