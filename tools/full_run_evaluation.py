@@ -1,7 +1,7 @@
 """What the full run's model has learned: its loss on held-out text, whole and in parts, and what it writes."""
 
 import math
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
 
@@ -10,8 +10,6 @@ import torch
 
 from course import data, device, inference, yardsticks
 from course.data import python_source
-from course.model import Transformer
-from course.run_folder import load
 from course.training import Recipe, evaluate, token_losses
 from course.training.corpus import bits_per_byte
 
@@ -29,20 +27,19 @@ TOKENS_READ = 420
 
 
 def whole(run: Path) -> dict:
-    """The best model of a run, evaluated in bfloat16 on the engine that trained it."""
-    recipe, (config, weights, tokenizer) = Recipe.load(run / "recipe.yaml"), load(run)
-    model = Transformer(config, recipe.engine, weights=weights, device=device.DEVICE, dtype=device.DTYPE)
+    """The best model of a run, evaluated in float32."""
+    recipe = Recipe.load(run / "recipe.yaml")
+    model, tokenizer = inference.open_model(run)
     tokens = data.token_split(recipe.data, tokenizer)[1]
     loss = evaluate(model, tokens.tokens)
     record = {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits_per_byte(loss, tokens)}
-    losses = token_losses(model, tokens.tokens).reshape(-1, config.context_length)
+    losses = token_losses(model, tokens.tokens).reshape(-1, model.config.context_length)
     record["by_position"] = by_position(losses)
     record["quantiles"] = np.quantile(losses, np.linspace(0, 1, 21)).round(4).tolist()
     record["by_package"] = by_package(model, tokenizer)
     record["course"] = of_documents(model, tokenizer, course_files())
     record["read"] = read(model, tokenizer)
-    writer, _ = inference.open_model(run)
-    record["generations"] = [generation(writer, tokenizer, prompt) for prompt in PROMPTS]
+    record["generations"] = [generation(model, tokenizer, prompt) for prompt in PROMPTS]
     return record
 
 
@@ -63,7 +60,7 @@ def yards(recipe: Recipe, tokenizer) -> dict:
 def by_position(losses: np.ndarray) -> list[list[float]]:
     """[first position, mean loss] of the positions 1, 2, 3-4, 5-8, ... of a window, given (windows, T)."""
     edges = [0, 1, *(2**i for i in range(1, losses.shape[1].bit_length()))]
-    pairs = [(a, b) for a, b in zip(edges, edges[1:]) if a < b <= losses.shape[1]]
+    pairs = [(a, b) for a, b in pairwise(edges) if a < b <= losses.shape[1]]
     return [[b, round(float(losses[:, a:b].mean()), 4)] for a, b in pairs]
 
 
@@ -78,17 +75,21 @@ def by_package(model, tokenizer, most: int = 10) -> list[list]:
 
 
 def of_documents(model, tokenizer, texts: list[str]) -> list:
-    """[bytes, bits a byte] of some documents, each read from its beginning; its first token is for free."""
+    """[bytes, bits a byte] of some documents, each read from its beginning."""
     T, nats, n_bytes = model.config.context_length, 0.0, 0
     for text in texts:
-        ids = np.append(
-            tokenizer.encode(text, allowed_special=(), disallowed_special=()), tokenizer.end_of_text
-        )
+        ids = beginning_with_end(tokenizer, text)
         for start in range(0, len(ids) - 1, T):
             piece = torch.from_numpy(ids[start : start + T + 1]).to(device.DEVICE)[None]
             nats += model_loss(model, piece) * (piece.shape[1] - 1)
         n_bytes += len(text.encode())
     return [n_bytes, round(nats / math.log(2) / n_bytes, 4)]
+
+
+def beginning_with_end(tokenizer, text: str) -> np.ndarray:
+    """The ids of a document after the mark that ended the one before, as the model has always met them."""
+    ids = tokenizer.encode(text, allowed_special=(), disallowed_special=())
+    return np.concatenate([[tokenizer.end_of_text], ids])
 
 
 @torch.no_grad()
@@ -104,7 +105,7 @@ def course_files() -> list[str]:
 
 def read(model, tokenizer) -> list[list]:
     """[token, nats] of the beginning of `READ`."""
-    ids = np.append(tokenizer.end_of_text, tokenizer.encode(READ.read_text()))[: TOKENS_READ + 1]
+    ids = beginning_with_end(tokenizer, READ.read_text())[: TOKENS_READ + 1]
     logits = model.logits(torch.from_numpy(ids[None, :-1]).to(device.DEVICE))[0].float()
     targets = torch.from_numpy(ids[1:]).to(device.DEVICE)
     losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none").tolist()

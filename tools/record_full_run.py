@@ -1,6 +1,7 @@
-"""Train the preset python-75m on one large GPU and record the whole run, in stages that go on where one ended.
+"""Train the preset python-75m on one large GPU and record the whole run, in stages.
 
     python tools/record_full_run.py prepare     a tokenizer and token files, of the Python on this machine
+    python tools/record_full_run.py measure     the yardsticks of its held-out part (a minute, on the CPU)
     python tools/record_full_run.py compare     a step on the Triton engine, and in PyTorch alone
     python tools/record_full_run.py train       until the process kills itself, at CUT of its steps
     python tools/record_full_run.py train       from the last checkpoint to the end: some ten minutes in all
@@ -81,6 +82,12 @@ def packages() -> dict:
             sizes[package] += path.stat().st_size
     held_out = [item for item in sizes.most_common() if python_source.is_held_out(item[0])]
     return {"packages": len(sizes), "largest": sizes.most_common(12), "held_out": held_out}
+
+
+def measure(arguments: argparse.Namespace) -> dict:
+    """What models without a network make of the held-out text."""
+    recipe = recipe_of(arguments)
+    return full_run_evaluation.yards(recipe, BPETokenizer.load(recipe.tokenizer))
 
 
 class Same:
@@ -249,20 +256,19 @@ def thinned(log: Path, width: int = 50) -> dict:
 def evaluate(arguments: argparse.Namespace) -> dict:
     """Everything that the notebook tells of the run."""
     folder = arguments.folder
-    read = {
-        stage: json.loads((folder / f"{stage}.json").read_text()) for stage in ("prepare", "compare", "plan")
-    }
-    peak = json.loads((folder / "train.json").read_text())["peak_mib"]
+    stages = ("prepare", "measure", "compare", "plan", "train")
+    read = {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in stages}
+    recipe = Recipe.load(folder / "run" / "recipe.yaml")
+    recipe = recipe.changed({"tokenizer": "bpe", "vocab_size": Recipe.preset(arguments.preset).vocab_size})
     record = {
         "machine": device.describe(),
         "date": datetime.date.today().isoformat(),
-        "recipe": Recipe.load(folder / "run" / "recipe.yaml")
-        .changed({"tokenizer": "bpe", "vocab_size": 10000})
-        .to_dict(),
+        "recipe": recipe.to_dict(),
         "corpus": read["prepare"],
+        "yardsticks": read["measure"],
         "compare": read["compare"],
         "plan": read["plan"],
-        "real": real(folder) | {"peak_mib": peak},
+        "real": real(folder) | read["train"],
         "interruption": interruption(folder),
         "log": thinned(folder / "run" / "log.jsonl"),
         "evaluation": full_run_evaluation.whole(folder / "run"),
@@ -272,7 +278,7 @@ def evaluate(arguments: argparse.Namespace) -> dict:
     return {"evaluated": math.floor(time.time())}
 
 
-STAGES = {"prepare": prepare, "compare": compare, "train": train, "evaluate": evaluate}
+STAGES = {"prepare": prepare, "measure": measure, "compare": compare, "train": train, "evaluate": evaluate}
 
 
 def main() -> None:
