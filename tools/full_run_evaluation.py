@@ -1,4 +1,4 @@
-"""What the full run's model has learned: its loss on held-out text, whole and in parts, and what it writes."""
+"""What the full run's model has learned: its loss on held-out text, in parts too, and what it writes."""
 
 import math
 from itertools import groupby, pairwise
