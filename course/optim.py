@@ -192,9 +192,14 @@ def orthogonalize(
     x = matrices.mT if tall else matrices  # X Xᵀ is the smaller of the two Gram matrices
     # Divided by the Frobenius norm, no singular value is above 1.
     x = (x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)).to(dtype)
-    for _ in range(steps):
+    x = x.reshape(-1, *x.shape[-2:])
+    for _ in range(
+        steps
+    ):  # sums in the matrix products that they belong to: no pass of their own over memory
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, factor, x, beta=a)
+    x = x.view(*matrices.shape[:-2], *x.shape[-2:])
     return (x.mT if tall else x).to(matrices.dtype)
 
 

@@ -52,6 +52,7 @@ def bind(engine: str) -> SimpleNamespace:
         if engine in operation.engines:
             own = getattr(module, name, None)
             bound[name] = own if callable(own) else differentiable(engine, name)
+    bound["rope_"] = getattr(module, "rope_", None)  # in place, for `kernels.packed`
     return SimpleNamespace(**bound)
 
 

@@ -41,5 +41,5 @@ from kernels.triton.norms import (  # noqa: F401
     rmsnorm_backward,
     rmsnorm_forward,
 )
-from kernels.triton.rope import rope_backward, rope_forward  # noqa: F401
+from kernels.triton.rope import rope_, rope_backward, rope_forward  # noqa: F401
 from kernels.triton.softmax import softmax_backward, softmax_forward  # noqa: F401
