@@ -105,7 +105,7 @@ def course_files() -> list[str]:
 
 def read(model, tokenizer) -> list[list]:
     """[token, nats] of the beginning of `READ`."""
-    ids = beginning_with_end(tokenizer, READ.read_text())[: TOKENS_READ + 1]
+    ids = beginning_with_end(tokenizer, READ.read_text())[: min(TOKENS_READ, model.config.context_length) + 1]
     logits = model.logits(torch.from_numpy(ids[None, :-1]).to(device.DEVICE))[0].float()
     targets = torch.from_numpy(ids[1:]).to(device.DEVICE)
     losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none").tolist()

@@ -128,9 +128,10 @@ def compare(arguments: argparse.Namespace) -> dict:
         mfu = flops.utilization(config, rate, peak)
         row |= {"ms": round(ms, 3), "tokens_per_second": round(rate), "mfu": mfu and round(mfu, 4)}
         print(way, row, flush=True)
-    del steps["torch, compiled"]
+    found = {way: kinds(step) for way, step in steps.items()}
+    del step, steps["torch, compiled"]
     gc.collect()
-    return {"ways": rows, "data": waiting(steps["triton"]), "kernels": kinds(steps["triton"])}
+    return {"ways": rows, "data": waiting(steps["triton"]), "kernels": found}
 
 
 def waiting(step: Step) -> dict:
@@ -235,13 +236,14 @@ def real(folder: Path) -> dict:
     return record | {"training": runlog.read(folder / "run" / "log.jsonl", "speed")[-1]["seconds"]}
 
 
-def thinned(log: Path, width: int = 50) -> dict:
+def thinned(log: Path, tokens_a_step: int, width: int = 50) -> dict:
     """The log without most of its steps: the means of every `width`, and all else that is told of a step."""
     steps = runlog.read(log, "step")
     groups = [steps[i : i + width] for i in range(0, len(steps) - width + 1, width)]
     speeds = [e["tokens_per_second"] for e in runlog.read(log, "speed")]
     return {
         "start": runlog.read(log, "start")[0],
+        "tokens_a_step": tokens_a_step,
         "loss": [[g[-1]["step"], round(statistics.mean(e["loss"] for e in g), 4)] for g in groups],
         "lr": [[g[-1]["step"], g[-1]["lr"]] for g in groups[:: max(1, len(groups) // 40)]],
         "validation": [
@@ -260,6 +262,7 @@ def evaluate(arguments: argparse.Namespace) -> dict:
     read = {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in stages}
     recipe = Recipe.load(folder / "run" / "recipe.yaml")
     recipe = recipe.changed({"tokenizer": "bpe", "vocab_size": Recipe.preset(arguments.preset).vocab_size})
+    tokens_a_step = recipe.batch_size * recipe.model.context_length
     record = {
         "machine": device.describe(),
         "date": datetime.date.today().isoformat(),
@@ -270,7 +273,7 @@ def evaluate(arguments: argparse.Namespace) -> dict:
         "plan": read["plan"],
         "real": real(folder) | read["train"],
         "interruption": interruption(folder),
-        "log": thinned(folder / "run" / "log.jsonl"),
+        "log": thinned(folder / "run" / "log.jsonl", tokens_a_step),
         "evaluation": full_run_evaluation.whole(folder / "run"),
     }
     records.write(arguments.output, record)
