@@ -17,7 +17,7 @@ FLOORS = (
     ("config", "device"),
     ("data", "tokenizer", "yardsticks", "optim", "initial", "manual", "model"),
     ("training", "inference", "runlog", "run_folder", "flops", "checkpoint", "distributed", "profiling"),
-    ("plots", "widgets", "assembly", "skipping", "exercises", "doctor", "cli", "__main__"),
+    ("plots", "live", "widgets", "assembly", "skipping", "exercises", "doctor", "cli", "__main__"),
 )
 
 

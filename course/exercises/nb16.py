@@ -242,11 +242,11 @@ def _raises_in_its_place(answer) -> None:
 
 
 def _ends_when_nobody_listens(answer) -> None:
-    before, source = set(threading.enumerate()), _Source()
+    source = _Source()
     batches = iter(answer(source.at, 10_000, 2))
     next(batches)
     batches.close()
-    if not _until(lambda: set(threading.enumerate()) <= before):
+    if not _until(lambda: not source.threads & {thread.ident for thread in threading.enumerate()}):
         raise Wrong("The consumer stopped after one batch, and a thread lives on: shut it down in `finally`.")
     asked = len(source.asked)
     if asked > 4:
