@@ -591,6 +591,23 @@ def test_a_gpu_trains_as_the_cpu_does(finished, tmp_path, monkeypatch, name, pre
     assert resumed.done == 14
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_replayed_steps_are_the_same_to_the_last_bit(
+    finished, tmp_path, monkeypatch, precision, accumulation
+):
+    monkeypatch.setattr(device, "DEVICE", torch.device("cuda"))
+    logs = []
+    for graphs in (False, True):
+        fields = {"engine": "triton", "precision": precision, "accumulation": accumulation}
+        run = Trainer(recipe(**fields, cuda_graphs=graphs), tmp_path / f"{graphs}")
+        run.run()
+        assert (run.update.replay is not None) == graphs
+        logs.append(results(tmp_path / f"{graphs}"))
+    assert logs[0] == logs[1]
+
+
 # Logs and listeners
 
 

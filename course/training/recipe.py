@@ -95,7 +95,7 @@ class Recipe:
         "of the products; auto: what suits the machine", "auto"
     )
     compile: bool | None = about("torch.compile; null: on a GPU, but for the engines triton and cuda", None)
-    cuda_graphs: bool = about("replay compiled kernels as CUDA graphs: faster for small models", False)
+    cuda_graphs: bool = about("replay a step's kernels as CUDA graphs: faster for small models", False)
     log_every: PositiveInt = about("steps between looks at the losses", 10)
     evaluate_every: PositiveInt = about("steps between validations", 250)
     evaluation_tokens: PositiveInt | None = about("of the validation text; null: all", None)
