@@ -17,7 +17,7 @@ OMP_NUM_THREADS ?= 2
 OMP_WAIT_POLICY ?= passive
 export OMP_NUM_THREADS OMP_WAIT_POLICY
 
-.PHONY: help lab test test-gpu test-portable notebooks figures lint colab clean environment
+.PHONY: help lab test test-gpu test-portable test-colab notebooks figures lint colab clean environment
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is one of"
@@ -33,7 +33,7 @@ test: environment  ## every test that needs no GPU, then every notebook, compari
 test-gpu: environment  ## the same on this machine's GPU, with the tests that need one
 	@$(IN_VENV) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else \
 	  "error: torch sees no GPU here; see python -m course doctor, or run make test")'
-	$(IN_VENV) -m pytest tests -m ""
+	$(IN_VENV) -m pytest tests -m "not colab"
 	$(IN_VENV) $(NBVAL)
 
 test-portable: environment  ## the notebooks with each CPU instruction set of this machine, on 1, 2, 4 threads
@@ -45,6 +45,9 @@ test-portable: environment  ## the notebooks with each CPU instruction set of th
 	    || failed="$$failed $$set/$$threads"; \
 	done; done; \
 	[ -z "$$failed" ] || { echo "error: failed with$$failed" >&2; exit 1; }
+
+test-colab: environment  ## every notebook as Colab runs it: an empty folder, the setup cell, all cells
+	$(NO_GPU) $(IN_VENV) -m pytest tests/test_colab.py -m ""
 
 notebooks: environment  ## run the notebooks anew and store their outputs  (all, or NB="01 02")
 	@$(IN_VENV) tools/notebooks.py execute $(NB)

@@ -30,22 +30,12 @@ SUMMARIES = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="python -m course", description="Tensors to Tensor Cores")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, summary in SUMMARIES.items():
-        command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
-        if name == next((word for word in argv if not word.startswith("-")), None):
-            try:
-                module = importlib.import_module(COMMANDS[name])
-            except ModuleNotFoundError as missing:
-                print(f"The package {missing.name!r} is not installed here: run `make lab`.", file=sys.stderr)
-                return 1
-            module.configure(command)
-            command.set_defaults(run=module.run)
-    arguments = parser.parse_args(argv)
     try:
+        arguments = _parse(sys.argv[1:] if argv is None else argv)
         return arguments.run(arguments)
+    except ModuleNotFoundError as missing:
+        print(f"The package {missing.name!r} is not installed here: run `make lab`.", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # the reader, `head` say, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would fail to flush
         return 1
@@ -55,6 +45,19 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    """The arguments of the command asked for, and the function that runs it."""
+    parser = argparse.ArgumentParser(prog="python -m course", description="Tensors to Tensor Cores")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in SUMMARIES.items():
+        command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        if name == next((word for word in argv if not word.startswith("-")), None):
+            module = importlib.import_module(COMMANDS[name])
+            module.configure(command)
+            command.set_defaults(run=module.run)
+    return parser.parse_args(argv)
 
 
 def _in_words(error: Exception) -> str:

@@ -1,4 +1,8 @@
-"""Text from a trained model, one token at a time."""
+"""Text from a trained model, one token at a time.
+
+PyTorch is imported where it is first needed, because that takes a second or more: whoever only asks a command
+for `--help`, or misspells a setting, need not wait for it.
+"""
 
 import codecs
 import functools
@@ -7,16 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from course import device, run_folder
-from course.model import Transformer
+from course.checkpoint import SHIPPED
 
 
-def open_model(path: str | Path, which: str = "best") -> tuple:
-    """-> a `Transformer` on this machine's device, and its tokenizer.
+def open_model(path: str | Path = SHIPPED, which: str = "best") -> tuple:
+    """-> a `Transformer` on this machine's device, float32, and its tokenizer.
 
     `path` is a run's folder, of which the checkpoint `which` ("best" or "latest") is taken, or one file of
-    weights. Raises as `run_folder.load` does.
+    weights: the small model that comes with the course, unless given. Raises as `run_folder.load` does.
     """
+    from course import device, run_folder
+    from course.model import Transformer
+
     config, weights, tokenizer = run_folder.load(path, which)
     return Transformer(config, weights=weights, device=device.DEVICE).eval(), tokenizer
 
@@ -52,13 +58,14 @@ def stream(
 ) -> Iterator[str]:
     """What follows `prompt`, piece by piece as it is written: up to `n_tokens` tokens.
 
-    It ends early at the end of the text, or before the first of the strings in `stop`. Only the last
-    `context_length` tokens are looked at. Each token is drawn from `next_token_distribution`, whose
-    arguments `temperature`, `top_k` and `top_p` are; the same `seed` draws the same text. A piece is never
-    half a character, nor the beginning of a string in `stop`; half a character at the end is left out.
+    After an empty prompt, that is a new text. It ends early at the end of the text, or before the first of
+    the strings in `stop`. Only the last `context_length` tokens are looked at. Each token is drawn from
+    `next_token_distribution`, whose arguments `temperature`, `top_k` and `top_p` are; the same `seed` draws
+    the same text. A piece is never half a character, nor the beginning of a string in `stop`; half a
+    character at the end is left out.
 
-    Raises `ValueError` at once for an empty prompt, for characters that the tokenizer lacks, for a
-    tokenizer of another model, and for settings out of range.
+    Raises `ValueError` at once for characters that the tokenizer lacks, for a tokenizer of another model, and
+    for settings out of range.
     """
     check_settings(n_tokens, temperature, top_k, top_p, seed)
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -69,12 +76,10 @@ def stream(
             f"The tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}: use "
             "the tokenizer that the model was trained with."
         )
-    ids = list(_encode(tokenizer, prompt))
-    if not ids:
-        raise ValueError("The prompt is empty: give the model at least one character to go on.")
+    ids, owed = _encode(tokenizer, prompt)
     choose = functools.partial(_draw, np.random.default_rng(seed), temperature, top_k, top_p)
-    tokens = _tokens(model, ids, n_tokens, choose, tokenizer)
-    return _before(stop, map(_decoder(tokenizer), tokens))
+    tokens = _tokens(model, ids or [tokenizer.end_of_text], n_tokens, choose, tokenizer, owed)
+    return _before(stop, _after(owed, map(_decoder(tokenizer), tokens)))
 
 
 def check_settings(
@@ -135,24 +140,37 @@ def _draw(rng: np.random.Generator, temperature, top_k, top_p, logits: np.ndarra
     return int(rng.choice(len(p), p=p))
 
 
-def _tokens(model, ids: list[int], n_tokens: int, choose: Callable, tokenizer) -> Iterator[int]:
-    """The ids that follow `ids`, up to the end of the text. Only what the tokenizer can read is drawn."""
-    for _ in range(n_tokens):
+def _tokens(model, ids: list[int], n_tokens: int, choose: Callable, tokenizer, owed: str) -> Iterator[int]:
+    """The ids that follow `ids`, up to the end of the text; the first one begins with `owed`. Only what the
+    tokenizer can read is drawn."""
+    from course import device
+
+    for i in range(n_tokens):
         window = np.array([ids[-model.config.context_length :]])
         window = device.put(window, beside=model.weights["embedding.weight"])
         logits = model.logits(window)[0, -1, : tokenizer.vocab_size].double().cpu().numpy()
+        if i == 0 and owed:
+            fits = [tokenizer.decode([token]).startswith(owed) for token in range(len(logits))]
+            logits[~np.array(fits)] = -np.inf
         ids.append(choose(logits))
         if ids[-1] == tokenizer.end_of_text:
             return
         yield ids[-1]
 
 
-def _encode(tokenizer, prompt: str) -> np.ndarray:
-    """The ids of a prompt. What looks like a special token is plain text in it, where a tokenizer can tell
-    the two apart: whoever typed it meant what it says."""
-    if hasattr(tokenizer, "special_tokens"):
-        return tokenizer.encode(prompt, allowed_special=(), disallowed_special=())
-    return tokenizer.encode(prompt)
+def _encode(tokenizer, prompt: str) -> tuple[list[int], str]:
+    """The ids of a prompt, and what is still owed of it: the next token has to begin with that.
+
+    What looks like a special token is plain text in it, where a tokenizer can tell the two apart: whoever
+    typed it meant what it says. And where tokens are longer than characters, a word's token begins with its
+    space. Few words of a training text follow a space that is a token of its own, so the space that a prompt
+    ends with is left to what follows.
+    """
+    if not hasattr(tokenizer, "special_tokens"):
+        return list(tokenizer.encode(prompt)), ""
+    owed = " " if prompt.endswith(" ") and prompt.strip() else ""
+    ids = tokenizer.encode(prompt.removesuffix(owed), allowed_special=(), disallowed_special=())
+    return list(ids), owed
 
 
 def _decoder(tokenizer) -> Callable[[int], str]:
@@ -165,6 +183,13 @@ def _decoder(tokenizer) -> Callable[[int], str]:
         return lambda token: tokenizer.decode([token])
     decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
     return lambda token: decode(tokenizer.decode_bytes([token]))
+
+
+def _after(owed: str, pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces without `owed`, which the first one begins with."""
+    for piece in pieces:
+        yield piece.removeprefix(owed)
+        owed = ""
 
 
 def _before(stop: tuple[str, ...], pieces: Iterable[str]) -> Iterator[str]:

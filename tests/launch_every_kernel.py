@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from operation_cases import CASES, Case, Ids, arguments, run_pair
 
-from kernels.cuda import adamw, attention, gpu, ladder, losses
+from kernels.cuda import adamw, attention, gpu, ladder, losses, matmul
 from kernels.cuda.module import HERE, load
 from kernels.cuda.signature import signatures
 from kernels.operations import OPERATIONS
@@ -55,6 +55,8 @@ def launch_all(launched: set) -> None:
         )
         y, saved = attention.composed_attention_forward(q, k, v, sink)
         attention.composed_attention_backward(y, saved)
+        long = torch.ones(8, 9000, dtype=dtype).cuda()
+        matmul.matmul(long, long.mT)  # in parts
         w, g, m, v = (
             [torch.ones(1003, dtype=t).cuda()] for t in (dtype, dtype, torch.float32, torch.float32)
         )

@@ -65,8 +65,8 @@ RACES = {
 OUTSIDE = {
     "a row's tail off by one": (
         "rows.cuh",
-        "if (start + column_of(p) < C) pieces",
-        "if (start + column_of(p) <= C) pieces",
+        "if (has(start, p, C)) pieces",
+        "if (has(start, p, C + 1)) pieces",
         NARROW,
     ),
     "an array's tail read in one piece": (
@@ -97,14 +97,14 @@ DIVERGENCE = {
     ),
 }
 COPIES = {
-    "no waiting for a row": ("norms.cu", "__pipeline_wait_prior(STAGES - 1);", "", NORM),
-    "waiting for too few": ("norms.cu", "wait_prior(STAGES - 1)", "wait_prior(STAGES)", NORM),
+    "no waiting for a row": ("norms.cu", "__pipeline_wait_prior(STAGES - 1);", "", WIDE),
+    "waiting for too few": ("norms.cu", "wait_prior(STAGES - 1)", "wait_prior(STAGES)", WIDE),
 }
 BY_VALUES = {
     "a row's tail left out": (
         "rows.cuh",
-        "if (start + column_of(p) < C) {  //",
-        "if (start + column_of(p) + 1 < C) {  //",
+        "start + column_of(piece) < C",
+        "start + column_of(piece) + 1 < C",
         NARROW,
     ),
     "a step of the sum over lanes": ("rows.cuh", "apart > 0; apart /= 2", "apart > 1; apart /= 2", NARROW),

@@ -64,12 +64,15 @@ def _tuple(y) -> tuple:
 
 
 def test_the_threads_of_a_row_grow_with_its_width():
-    assert rows._shape(768, 8, 1024, 16, 1024, None) == (32, 4, 3, 8)
-    assert rows._shape(8192, 8, 1024, 16, 1024, None) == (512, 1, 2, 8)
-    assert rows._shape(50257, 8, 1024, 16, 1024, 16384) == (1024, 1, 16, 1)  # no multiple of 8: one by one
+    assert rows._shape(768, 8, 1024, 16, 1024, None) == (32, 4, 3, 8, True, True)
+    assert rows._shape(8192, 8, 1024, 16, 1024, None) == (512, 1, 2, 8, True, True)
+    odd = 50257  # no multiple of 8: one by one
+    assert rows._shape(odd, 8, 1024, 16, 1024, 16384) == (1024, 1, 16, 1, False, False)
     for C in range(1, 5000, 7):
-        threads, block_rows, pieces, vector = rows._shape(C, 8, 1024, 16, 1024, None)
-        assert threads * pieces * vector >= C and C % vector == 0 and threads * block_rows <= 1024
+        how = rows._shape(C, 8, 1024, 16, 1024, None)
+        held = how.ROW_THREADS * how.PIECES * how.VECTOR
+        assert held >= C and C % how.VECTOR == 0 and how.threads <= 1024
+        assert how.HELD and how.EXACT is (held == C)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, **NAMED)

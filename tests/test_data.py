@@ -602,3 +602,17 @@ def test_importing_data_is_light():
     program = f"import sys, course.data; print({heavy} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.stdout.strip() == "set()"
+
+
+def test_the_longest_copied_run_of_words():
+    source = f"the old man sat down\nand the old woman did not{END_OF_TEXT}sit"
+    for text, copied in (
+        ("and then the old woman sat down", "the old woman"),
+        ("he sat  down and\nthe old goat", "sat down and the old"),
+        ("then other people came", ""),
+        ("man sat down and the old woman did not", "man sat down and the old woman did not"),
+        ("woman did not sit", "woman did not sit"),
+        ("he man", "man"),
+        ("", ""),
+    ):
+        assert data.longest_copy(text, source) == copied

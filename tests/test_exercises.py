@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from IPython.core.inputtransformer2 import TransformerManager
 
 from course.exercises import Wrong, check, exercise, expect_close, judge
 
@@ -29,13 +30,8 @@ def answer_in(folder: Path, number: str):
     namespace: dict = {}
     for cell in nbformat.read(path, as_version=4).cells:
         tags = cell.metadata.get("tags", [])
-        if cell.cell_type == "code" and "setup" in tags:
-            code = "\n".join(
-                line for line in cell.source.splitlines() if not line.strip().startswith(("!", "%"))
-            )
-            _run(_without_empty_blocks(code), path, namespace)
-        elif cell.cell_type == "code" and "exercise" in tags:
-            _run(cell.source, path, namespace)
+        if cell.cell_type == "code" and {"setup", "exercise"} & set(tags):
+            _run(TransformerManager().transform_cell(cell.source), path, namespace)
         elif call := re.search(rf'^check\("{re.escape(number)}", *(.+)\)', cell.source, re.M | re.S):
             expression = ast.parse(f"f({call.group(1)})".split("\n")[0], mode="eval").body.args[0]
             return eval(compile(ast.Expression(expression), str(path), "eval"), namespace)
@@ -47,11 +43,6 @@ def _run(code: str, path: Path, namespace: dict) -> None:
     name = f"<{path.stem}: {hash(code)}>"
     linecache.cache[name] = len(code), None, code.splitlines(keepends=True), name
     exec(compile(code, name, "exec"), namespace)
-
-
-def _without_empty_blocks(code: str) -> str:
-    """Blocks that held nothing but shell commands get a `pass`."""
-    return re.sub(r"^( *)(if [^\n]+:)[^\n]*\n(?!\1 )", r"\1\2 pass\n", code, flags=re.M)
 
 
 def test_there_are_exercises_in_every_notebook():

@@ -227,7 +227,7 @@ def test_a_failing_cell_leaves_the_notebook_as_it_was(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-# --- the setup cell, as Colab and a wrong environment would run it ----------------------
+# --- the setup cell, where it cannot go on (tests/test_colab.py runs it where it can) ----
 
 
 def run_setup(tmp_path, monkeypatch, repository, before):
@@ -240,14 +240,16 @@ def run_setup(tmp_path, monkeypatch, repository, before):
     return failed.value.evalue
 
 
+BLIND = "import importlib.util; importlib.util.find_spec = lambda name: None\n"
+COLAB = "import sys, types; sys.modules['google.colab'] = types.ModuleType('colab')\n"
+
+
 def test_on_colab_without_an_address_the_setup_cell_says_so(tmp_path, monkeypatch):
-    colab = "import sys, types; sys.modules['google.colab'] = types.ModuleType('colab')"
-    assert "No address yet" in run_setup(tmp_path, monkeypatch, "", colab)
+    assert "No address yet" in run_setup(tmp_path, monkeypatch, "", BLIND + COLAB)
 
 
 def test_in_an_environment_without_the_course_the_setup_cell_names_make_lab(tmp_path, monkeypatch):
-    blind = "import importlib.util; importlib.util.find_spec = lambda name: None"
-    assert "make lab" in run_setup(tmp_path, monkeypatch, "ada/course", blind)
+    assert "make lab" in run_setup(tmp_path, monkeypatch, "ada/course", BLIND)
 
 
 # --- beginning a lesson -----------------------------------------------------------------

@@ -104,20 +104,6 @@ def test_no_file_is_called_utils():
     assert not [path for name in folders for path in (ROOT / name).rglob("util*.py")]
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
-def test_every_make_target_that_is_named_exists(document):
-    targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    named = re.findall(r"(?:^|`)make ([a-z][a-z-]*)", (ROOT / document).read_text(), re.MULTILINE)
-    assert "lab" in named or "test" in named
-    assert set(named) <= set(targets)
-
-
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
-def test_every_link_into_the_repository_leads_somewhere(document):
-    links = re.findall(r"\]\((?!http|#)([^)#]+)", (ROOT / document).read_text())
-    assert not [link for link in links if not (ROOT / link).exists()]
-
-
 def test_requirements_are_pinned_and_cover_the_package_and_colab():
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
@@ -128,8 +114,9 @@ def test_requirements_are_pinned_and_cover_the_package_and_colab():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
     assert needed <= {re.match(r"[\w-]+", line)[0] for line in pins}
-    on_colab = " ".join(re.findall(r"%pip install --quiet (.*)", notebooks.setup_cell(""))).split()
-    assert set(on_colab) == needed - {"torch", "triton", "cuda-core"} - of_torch  # Colab's fit its GPU
+    (on_colab,) = re.findall(r"pip install --quiet ((?:.*\\\n)*.*)", notebooks.setup_cell(""))
+    of_colab = {"torch", "triton", "cuda-core"} | of_torch  # they fit its GPU
+    assert set(on_colab.replace("\\", "").split()) == needed - of_colab
 
 
 def test_the_tables_of_speeds_in_the_readme_are_what_was_recorded():

@@ -83,7 +83,7 @@ def killed_at(event: int):
 
 def test_every_preset_is_a_recipe_of_the_size_that_its_name_says():
     sizes = {"tinystories-25m": 25e6, "tinystories-75m": 75e6, "python-124m": 124e6}
-    expected = {"char-tales", "char-shakespeare", "tales", *sizes}
+    expected = {"char-tales", "char-shakespeare", "tales", "shipped", *sizes}
     assert set(presets()) == expected
     for name in expected:
         preset = Recipe.preset(name)

@@ -277,6 +277,16 @@ def test_tensors_save_as_well_as_arrays(tmp_path):
     assert (loaded["final_norm.weight"] == 1).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_tensors_of_every_precision_come_back(tmp_path, dtype):
+    weights = {name: w.to(dtype) for name, w in as_tensors(initial_weights(CONFIG)).items()}
+    checkpoint.save(tmp_path / "m", CONFIG, weights)
+    _, loaded, _ = checkpoint.load(tmp_path / "m")
+    back = torch.float32 if dtype == torch.bfloat16 else dtype  # NumPy has no bfloat16
+    for name, weight in weights.items():
+        assert torch.equal(torch.from_numpy(loaded[name]), weight.to(back))
+
+
 def test_a_checkpoint_of_another_config_is_refused(tmp_path):
     other = preset("modern", vocab_size=11, context_length=8, n_layer=1, n_head=2, n_kv_head=1, d_model=16)
     with pytest.raises(ValueError, match="is not one of its parameters"):

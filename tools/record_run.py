@@ -1,20 +1,18 @@
 """Train the character model by hand and by autograd from the same weights, and record both curves.
 
     python tools/record_run.py wizard_of_oz            -> assets/runs/wizard_of_oz.json
-    python tools/record_run.py tales --checkpoint      -> … and assets/models/char_tales.safetensors
 
-The hand-written model runs on the `reference` engine: its derivations, with no autograd anywhere. The
-checkpoint holds the weights of the step with the lowest validation loss.
+The hand-written model runs on the `reference` engine: its derivations, with no autograd anywhere. The sample
+is from the weights of the step with the lowest validation loss.
 """
 
 import argparse
 import datetime
 from pathlib import Path
 
-import numpy as np
 import records
 
-from course import checkpoint, data, device, optim, training
+from course import data, device, optim, training
 from course.config import ModelConfig, preset
 from course.inference import generate
 from course.initial import initial_weights
@@ -71,7 +69,6 @@ def run(model, label: str, config: ModelConfig, tokens, validation) -> tuple[dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", choices=list(data.DATASETS))
-    parser.add_argument("--checkpoint", action="store_true", help="keep the best weights")
     parser.add_argument("--output", type=Path, default=ASSETS, help="instead of assets/")
     arguments = parser.parse_args()
     name = arguments.dataset
@@ -106,11 +103,6 @@ def main() -> None:
     records.write(path, record, indent=1)
     print(f"{path}: best validation {best.loss:.4f}, largest difference {difference:.2e}")
     print(record["sample"])
-    if arguments.checkpoint:
-        weights = {n: w.astype(np.float16) for n, w in best.weights.items()}
-        path = arguments.output / "models" / f"char_{name}.safetensors"
-        checkpoint.save(path, config, weights, tokenizer)
-        print(path)
 
 
 if __name__ == "__main__":

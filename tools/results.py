@@ -25,7 +25,7 @@ LINES = {  # operation -> what the table calls it
     "cross_entropy": "cross-entropy, {1} classes",
     "linear_cross_entropy": "linear + cross-entropy, {0} tokens, {2} classes",
     "gelu_mlp": "GELU MLP",
-    "linear": "linear (the model uses PyTorch's)",
+    "linear": "linear",
 }
 PEERS = ("torch.compile", "torch")
 ATTENTION_PEERS = ("SDPA flash", "SDPA cuDNN")
@@ -52,22 +52,21 @@ def grouped(results: list[dict]) -> dict[str, list[dict]]:
     return operations
 
 
-def line(name: str, sizes: list[dict], peers: tuple[str, str]) -> str:
+def line(name: str, sizes: list[dict], peers: tuple[str, str], engine: str = "triton") -> str:
     """One row of a table: the ratio to each peer and to the ceiling, over all sizes."""
-    own = [rows["triton"] for rows in sizes]
+    own = [rows[engine] for rows in sizes]
     widths = [span(column, ",") for column in zip(*(row["sizes"] for row in own))]
     against = []
     for peer in peers:
-        ratios = [sum(rows[peer]["ms"]) / sum(rows["triton"]["ms"]) for rows in sizes]
-        saved = [rows[peer]["peak_mib"] / rows["triton"]["peak_mib"] for rows in sizes]
+        ratios = [sum(rows[peer]["ms"]) / sum(rows[engine]["ms"]) for rows in sizes]
+        saved = [rows[peer]["peak_mib"] / rows[engine]["peak_mib"] for rows in sizes]
         memory = f", {span(saved, '.1f')} × the memory" if min(saved) > 1.45 else ""
         against.append(span(ratios, ".2f") + memory)
     ceiling = span([100 * row["of_ceiling"][2] for row in own], ".0f")
     return f"| {name.format(*widths)} | {against[0]} | {against[1]} | {ceiling} % |\n"
 
 
-def kernels() -> str:
-    record = read("kernels")
+def table_of(record: dict, engine: str) -> str:
     operations = grouped(record["results"])
     table = (
         f"{record['gpu']}, PyTorch {record['torch']}, {record['dtype']}. The ceilings of that run: a copy "
@@ -76,7 +75,14 @@ def kernels() -> str:
         "| forward and backward | times as fast as `torch.compile` | as PyTorch's own | of the ceiling |\n"
         "|---|---|---|---|\n"
     )
-    table += "".join(line(name, operations[operation], PEERS) for operation, name in LINES.items())
+    for operation, name in LINES.items():
+        table += line(name, operations[operation], PEERS, engine)
+    return table
+
+
+def kernels() -> str:
+    record = read("kernels")
+    table, operations = table_of(record, "triton"), grouped(record["results"])
     table += (
         "\n| causal attention | times as fast as FlashAttention-2 | as cuDNN | of the ceiling |\n"
         "|---|---|---|---|\n"
@@ -84,6 +90,17 @@ def kernels() -> str:
     for D in (64, 128):
         sizes = [rows for rows in operations["attention"] if rows["triton"]["sizes"][3] == D]
         table += line(f"D = {D}, T = {{1}}", sizes, ATTENTION_PEERS)
+    return table
+
+
+def cuda() -> str:
+    """The CUDA C++ engine of notebooks 12 to 14."""
+    record = read("cuda")
+    table = "The CUDA C++ engine, " + table_of(record, "cuda")
+    sizes = grouped(record["results"])["attention"]
+    heads = {D: [rows for rows in sizes if rows["cuda"]["sizes"][3] == D] for D in (64, 128)}
+    for D, its in heads.items():
+        table += line(f"causal attention, D = {D}, T = {{1}}", its, PEERS, "cuda")
     return table
 
 
@@ -121,7 +138,7 @@ def written(text: str) -> str:
     """README's `text` with the tables in it."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{kernels()}\n{step()}\n{ladder()}\n{END}{after}"
+    return f"{before}{BEGIN}\n{kernels()}\n{step()}\n{ladder()}\n{cuda()}\n{END}{after}"
 
 
 if __name__ == "__main__":

@@ -10,15 +10,16 @@ from course import inference
 from course.cli.generate import add_model, add_settings, any_character, show
 
 HELP = """\
-  temp 0.7      how daring: 0 always takes the likeliest token, 1 is the model's own probabilities
-  topk 40       draw from the 40 likeliest tokens alone; topk off: from all
-  topp 0.9      draw from the fewest tokens whose probability reaches 0.9; topp off: from all
-  tokens 200    how many to write at most
-  seed 3        the next answer's; each answer after it takes the next one
-  settings      what they are now
-  help, quit    (also exit, Ctrl-D). Ctrl-C stops an answer.
-Enter alone lets the model go on with the text so far. A line is a command only if it is written as above,
-or with a slash before it (/temp 0.7); a line that begins with a space is always text."""
+  temp 0.7     how daring: 0 is the likeliest token, 1 the model's own odds
+  topk 40      draw from the 40 likeliest tokens; topk off: from all
+  topp 0.9     from the fewest that make up 0.9 of the odds; topp off: from all
+  tokens 300   how many to write at most
+  seed 3       of the next answer; each one after it takes the next seed
+  settings     what they are now
+  help, quit   (also exit, Ctrl-D). Ctrl-C stops an answer.
+Enter alone lets the model go on with the text so far, or begin one. A line is
+a command if it is written as above, or with a slash before it (/temp 0.7). A
+line that begins with a space is always text."""
 
 
 @dataclass
@@ -70,8 +71,6 @@ class Chat:
             self._set(word, argument)
         elif word is not None:
             print(f"There is no command {word!r}: help lists them.")
-        elif not line and not self.text:
-            print("Type the beginning of a text first: the model goes on with it.")
         else:
             self._answer(line or self.text)
         return True
@@ -108,12 +107,7 @@ class Chat:
         """Let the model go on with a text, and keep what it wrote."""
         now = self.settings
         try:
-            pieces = inference.stream(
-                self.model,
-                self.tokenizer,
-                prompt,
-                **now.as_arguments(),
-            )
+            pieces = inference.stream(self.model, self.tokenizer, prompt, **now.as_arguments())
         except ValueError as error:
             print(error)
             return
@@ -122,10 +116,12 @@ class Chat:
         show(self._kept(pieces))
 
     def _kept(self, pieces: Iterator[str]) -> Iterator[str]:
+        """What the model writes. It stands on a line of its own, which need not begin with a space."""
         before = self.text
         for piece in pieces:
+            first = self.text == before
             self.text += piece
-            yield piece
+            yield piece.lstrip(" ") if first else piece
         if self.text == before:
             yield "(The model ends the text here.)"
 
@@ -140,12 +136,14 @@ def run(arguments: argparse.Namespace) -> int:
     settings = Settings(
         arguments.temperature, arguments.top_k, arguments.top_p, arguments.tokens, arguments.seed
     )
-    inference.check_settings(**settings.as_arguments())
+    for name, value in asdict(settings).items():
+        _, expected, fits = SETTINGS[name]
+        if value is not None and not fits(value):
+            raise ValueError(f"{name} {value}: expected {expected}.")
     model, tokenizer = inference.open_model(arguments.model, arguments.which)
-    print(
-        f"A model of {model.config.n_parameters():,} parameters that goes on with your text (it knows no "
-        "questions and answers).\nType the beginning of one. help lists the commands, quit ends the chat."
-    )
+    n = model.config.n_parameters()
+    print(f"A model of {n:,} parameters: it goes on with your text, and knows no answers.")
+    print("Type how a text begins. help lists the commands, quit ends the chat.")
     converse(Chat(model, tokenizer, settings))
     return 0
 
@@ -156,16 +154,25 @@ def converse(chat: Chat) -> None:
     if at_a_terminal:
         with contextlib.suppress(ImportError):  # Windows has none
             import readline  # noqa: F401  arrow keys and a history for `input`
-    interrupted, going_on = False, True
-    while going_on:
+    interrupted = False
+    while True:
         try:
             line = input("> " if at_a_terminal else "")
-            interrupted = False
-            going_on = chat.line(line)
         except EOFError:  # Ctrl-D, or the end of what was piped in
-            going_on = False
             if at_a_terminal:
                 print()
+            return
         except KeyboardInterrupt:
-            going_on, interrupted = not interrupted, True
-            print("\n(Ctrl-C again, or quit, ends the chat.)" if going_on else "")
+            print()
+            if interrupted or not at_a_terminal:
+                return
+            interrupted = True
+            print("(Ctrl-C again, or quit, ends the chat.)")
+            continue
+        interrupted = False
+        try:
+            if not chat.line(line):
+                return
+        except KeyboardInterrupt:  # ends the answer, and not the chat
+            if not at_a_terminal:
+                raise

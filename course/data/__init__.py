@@ -6,6 +6,7 @@ the variable `COURSE_DATA_DIR` names.
 """
 
 from course.data.batches import Batches, check_tokens, in_order, left_pad
+from course.data.copies import longest_copy
 from course.data.download import fetch
 from course.data.preparation import prepare, token_split
 from course.data.registry import DATA_DIR, DATASETS, PARTS, Dataset
@@ -35,4 +36,5 @@ __all__ = [
     "Batches",
     "in_order",
     "left_pad",
+    "longest_copy",
 ]

@@ -115,7 +115,7 @@ def rotate_part_(function) -> None:
             for inverse in (False, True):
                 x = given.clone()
                 y = _call(function, x, cos, sin, inverse)
-                case = f"(D = {D}, R = {R}, inverse={inverse}, {dtype})"
+                case = f"(D = {D}, D_r = {R}, inverse={inverse}, {dtype})"
                 if not isinstance(y, torch.Tensor) or y.data_ptr() != x.data_ptr():
                     raise Wrong("The function works in place: it should return x itself, rotated.")
                 w, c, s = given.double(), cos.double(), sin.double()
@@ -123,8 +123,8 @@ def rotate_part_(function) -> None:
                 if torch.equal(x, given):
                     raise Wrong(f"x {case}: nothing was rotated.")
                 if not torch.equal(x[..., R:], given[..., R:]):
-                    far = "Is feature i paired with i + D/2? It is i + R/2 here. " if R < D else ""
-                    raise Wrong(f"x {case}: features from R on should stay as they are. {far}")
+                    far = "Is feature i paired with i + D/2? It is i + D_r/2 here. " if R < D else ""
+                    raise Wrong(f"x {case}: features from D_r on should stay as they are. {far}")
                 known = {"the sine's sign is the other direction's.": _turned(w, c, -s, R // 2)}
                 if inverse:
                     known = {"with inverse=True it still turns forward.": _turned(w, c, -s, R // 2)}

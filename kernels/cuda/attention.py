@@ -259,16 +259,17 @@ def _launch(kernel: str, q: Like, heads: int, n_rows: int, D: int, kept: int, nu
 
 
 # Rows and columns of a tile, from the most work that a block does to the least.
-SIZES = ((64, 64), (64, 32), (32, 32), (32, 16), (16, 16), (8, 16))
+SIZES = ((128, 64), (64, 64), (64, 32), (32, 32), (32, 16), (16, 16), (8, 16))
 
 
 def _tiles(dtype: torch.dtype, D: int, heads: int, n_rows: int, kept: int, device: torch.device) -> Tiles:
     """The largest tiles that fit; with fewer rows, if there are not enough for all processors."""
     head, tensor_cores = max(16, 1 << (D - 1).bit_length()), has_tensor_cores(dtype, device)
-    fitting = [Tiles(head, *size, tensor_cores) for size in SIZES]
-    fitting = [tiles for tiles in fitting if tiles.shared_bytes(kept) <= shared_memory(device)]
-    # Two sums of 64 x 128, in the backward pass, leave few registers for scores.
-    largest = fitting[1] if kept == 2 and head >= 128 and len(fitting) > 1 else fitting[0]
+    # What was fastest on an H100. Threads alone have no registers for the first; with narrow heads the
+    # backward pass has too little work to wait for so much.
+    first = (2 if kept == 2 and head <= 64 else 0) if tensor_cores else 1
+    fitting = [Tiles(head, *size, tensor_cores) for size in SIZES[first:]]
+    largest = next(tiles for tiles in fitting if tiles.shared_bytes(kept) <= shared_memory(device))
     if cdiv(n_rows, largest.BLOCK_ROWS) * heads >= processors(device):
         return largest
     return replace(largest, BLOCK_ROWS=min(largest.BLOCK_ROWS, max(16, largest.BLOCK_ROWS // 2)))

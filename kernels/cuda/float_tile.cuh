@@ -33,14 +33,13 @@ union Slabs {
 using Four = Pack<float, 4>;
 
 // Registers to shared memory.
-template <int BLOCK, int PACKS>
-__device__ void stash(float (&slab)[BLOCK_K][BLOCK + 4], const Pack<scalar, 4> (&packs)[PACKS],
-                      const Lines &lines) {
+template <bool ALONG_K, int BLOCK, int PACKS>
+__device__ void stash(float (&slab)[BLOCK_K][BLOCK + 4], const Pack<scalar, 4> (&packs)[PACKS]) {
 #pragma unroll
     for (int i = 0; i < PACKS; i++) {
-        const PackPlace<BLOCK, 4, TOGETHER> place(threadIdx.x + i * THREADS, lines.along_k());
+        const PackPlace<ALONG_K, BLOCK, 4, TOGETHER> place(threadIdx.x + i * THREADS);
         const Four four = as_floats(packs[i]);
-        if (lines.along_k()) {
+        if (ALONG_K) {
 #pragma unroll
             for (int j = 0; j < 4; j++) slab[place.k + j][place.line] = four.x[j];
         } else {
@@ -78,14 +77,16 @@ struct Tile {
     __device__ explicit Tile(Corner corner) : row(corner.row * BLOCK_M), column(corner.column * BLOCK_N) {}
 
     // Add the products of k_begin .. k_end. Once for each Tile.
-    __device__ void multiply(Slabs &slabs, const Lines &a, const Lines &b, int k_begin, int k_end) {
+    template <bool A_ALONG_K, bool B_ALONG_K>
+    __device__ void multiply(Slabs &slabs, const Lines<A_ALONG_K> &a, const Lines<B_ALONG_K> &b, int k_begin,
+                             int k_end) {
         Pack<scalar, 4> next_a[BLOCK_M * BLOCK_K / 4 / THREADS], next_b[BLOCK_N * BLOCK_K / 4 / THREADS];
         fetch<BLOCK_M, THREADS, TOGETHER>(next_a, a, row, k_begin, k_end);
         fetch<BLOCK_N, THREADS, TOGETHER>(next_b, b, column, k_begin, k_end);
         int now = 0;
         for (int k = k_begin; k < k_end; k += BLOCK_K) {
-            stash<BLOCK_M>(slabs.a[now], next_a, a);
-            stash<BLOCK_N>(slabs.b[now], next_b, b);
+            stash<A_ALONG_K, BLOCK_M>(slabs.a[now], next_a);
+            stash<B_ALONG_K, BLOCK_N>(slabs.b[now], next_b);
             // One barrier a step is enough: who stashes the next slab overwrites the one before this, and
             // has waited here for all those who multiplied it.
             __syncthreads();

@@ -2,8 +2,8 @@
 //
 //     y = x W^T + bias        dx = dy W        dW = dy^T x        dbias = the row sums of dy^T
 //
-// x is (rows, C_in), W is (C_out, C_in). Which strides are passed as whose decides what the product is of;
-// and what becomes of a sum before it is stored (a bias, a GELU, the slope of a GELU) costs no trip to
+// x is (rows, C_in), W is (C_out, C_in), each row without gaps. Which strides are passed as whose decides what
+// the product is of; and what becomes of a sum before it is stored (a bias, a GELU, the slope of a GELU) costs no trip to
 // memory.
 #include "gelu.cuh"
 #include "product.cuh"
@@ -11,11 +11,11 @@
 // y = x W^T + bias. With h, y is what a GELU takes: it is stored, for the backward pass, and h = gelu(y) as
 // well.
 extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) linear_forward(
-    const scalar *x, const scalar *weight, const scalar *bias, scalar *y, scalar *h, int x_row, int x_column,
-    int w_row, int w_column, int rows, int C_out, int C_in) {
+    const scalar *x, const scalar *weight, const scalar *bias, scalar *y, scalar *h, int x_row, int w_row,
+    int rows, int C_out, int C_in) {
     __shared__ Slabs slabs;
     Tile<> tile(corner(blockIdx.x, rows, C_out));
-    tile.multiply(slabs, {x, rows, x_row, x_column}, {weight, C_out, w_row, w_column}, 0, C_in);
+    tile.multiply(slabs, Lines<true>{x, rows, x_row, 1}, Lines<true>{weight, C_out, w_row, 1}, 0, C_in);
     tile.finish(rows, C_out, [&](float *sums, int row, int column) {
         const int64_t place = int64_t(row) * C_out + column;
         if (bias != nullptr) {
@@ -50,14 +50,15 @@ __device__ void store_dweight(Tile<true> &tile, T *dweight, T *dbias, int C_out,
 // With `pre`, x was gelu(pre), and dx is not x's gradient but that of pre: dx = (dy W) gelu'(pre).
 extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) linear_backward(
     const scalar *dy, const scalar *x, const scalar *weight, const scalar *pre, scalar *dx, scalar *dweight,
-    scalar *dbias, float *parts, int dy_row, int dy_column, int x_row, int x_column, int w_row, int w_column,
-    int n_parts, int k_part, int rows, int C_out, int C_in) {
+    scalar *dbias, float *parts, int dy_row, int x_row, int w_row, int n_parts, int k_part, int rows,
+    int C_out, int C_in) {
     __shared__ Slabs slabs;
     const int dweight_tiles = tiles_of(C_out, C_in), block = blockIdx.x;
     if (block < dweight_tiles * n_parts) {
         const int part = block / dweight_tiles, begin = part * k_part, end = min(rows, begin + k_part);
         Tile<true> tile(corner(block % dweight_tiles, C_out, C_in));
-        tile.multiply(slabs, {dy, C_out, dy_column, dy_row}, {x, C_in, x_column, x_row}, begin, end);
+        const Lines<false> columns_of_dy = {dy, C_out, 1, dy_row}, columns_of_x = {x, C_in, 1, x_row};
+        tile.multiply(slabs, columns_of_dy, columns_of_x, begin, end);
         if (parts == nullptr) {
             store_dweight(tile, dweight, dbias, C_out, C_in);
         } else {
@@ -67,7 +68,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) linear_backward(
         }
     } else {
         Tile<> tile(corner(block - dweight_tiles * n_parts, rows, C_in));
-        tile.multiply(slabs, {dy, rows, dy_row, dy_column}, {weight, C_in, w_column, w_row}, 0, C_out);
+        const Lines<true> rows_of_dy = {dy, rows, dy_row, 1};
+        const Lines<false> columns_of_weight = {weight, C_in, 1, w_row};
+        tile.multiply(slabs, rows_of_dy, columns_of_weight, 0, C_out);
         tile.finish(rows, C_in, [&](float *sums, int row, int column) {
             const int64_t place = int64_t(row) * C_in + column;
             if (pre != nullptr) {

@@ -1,6 +1,6 @@
 """The linear layer y = x Wᵀ + bias and its gradients: one launch forward, one or two backward.
 
-`linear.cu` has the kernels: they read x, W and dy in any strides and sum in float32. Here stands what is
+`linear.cu` has the kernels, which read rows without gaps; others are copied first. Here stands what is
 checked and decided before. For tensors of one kind that is the same every time: a plan, made once and kept.
 """
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from kernels.checks import check_width
-from kernels.cuda.launch import Like, cdiv, check, like, likes, module, without_data
-from kernels.cuda.matmul import Product, choose, part_of
+from kernels.cuda.launch import cdiv, check, like, likes, module, nothing, without_data
+from kernels.cuda.matmul import Product, choose, part_of, whole
+from kernels.cuda.rows import aligned, row_stride, rows
 
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None):
@@ -56,31 +57,19 @@ def gradients(dy: Tensor, x: Tensor, weight: Tensor, has_bias: bool, pre: Tensor
     dweight = dy.new_empty(weight.shape)
     dbias = dy.new_empty(weight.shape[0]) if has_bias else None
     if not without_data(dy):
-        dy, x = _rows(dy), _rows(x)
-        plan = _backward_plan(like(dy), like(x), like(weight))
+        dy, x, weight = rows(dy), rows(x), rows(weight)
+        plan = _backward_plan(like(dy), like(x), like(weight), aligned(dy, x, weight))
         plan(dy, x, weight, pre, dx, dweight, dbias)
     return dx, dweight, dbias
 
 
 def _launch_forward(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, h: Tensor | None) -> None:
-    x, bias = _rows(x), None if bias is None else bias.contiguous()
-    _forward_plan(like(x), like(weight), like(bias))(x, weight, bias, y, h)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """x, or a copy of it if its rows do not lie at one distance."""
-    return x if x.is_contiguous() or x.dim() == 2 else x.reshape(-1, x.shape[-1])
-
-
-def _matrix(x: Like) -> tuple[int, tuple[int, int]]:
-    """-> how many rows `_rows` gave; and how far it is from a row, and from a feature, to the next."""
-    if len(x.shape) == 2:
-        return x.shape[0], x.strides
-    return math.prod(x.shape[:-1]), (x.shape[-1], 1)
+    x, weight, bias = rows(x), rows(weight), None if bias is None else bias.contiguous()
+    _forward_plan(like(x), like(weight), like(bias), aligned(x, weight))(x, weight, bias, y, h)
 
 
 @functools.lru_cache(maxsize=1024)
-def _forward_plan(x: tuple, weight: tuple, bias: tuple | None) -> Callable:
+def _forward_plan(x: tuple, weight: tuple, bias: tuple | None, aligned: bool) -> Callable:
     """-> what launches the kernel on x, weight, bias, y and h."""
     x, weight, bias = likes(x, weight, bias)
     C_out, C_in = weight.shape
@@ -90,36 +79,38 @@ def _forward_plan(x: tuple, weight: tuple, bias: tuple | None) -> Callable:
         raise ValueError(
             f"linear: weight {tuple(weight.shape)} needs a bias of shape ({C_out},), got {tuple(bias.shape)}."
         )
-    n_rows, x_strides = _matrix(x)
+    n_rows, strides = math.prod(x.shape[:-1]), (row_stride(x), row_stride(weight))
     if n_rows * C_out == 0:
-        return _nothing
+        return nothing
     tiles, _ = choose(x.dtype, x.device, Product(n_rows, C_out, C_in))
-    kernels = module("linear.cu", x.dtype, **vars(tiles))
+    fits = aligned and whole(tiles, C_in, *strides)
+    kernels = module("linear.cu", x.dtype, **vars(tiles), WHOLE=fits)
     launch = kernels.linear_forward[tiles.count(n_rows, C_out), tiles.threads]
-    return launch.prepare(*x_strides, *weight.strides, n_rows, C_out, C_in)
+    return launch.prepare(*strides, n_rows, C_out, C_in)
 
 
 @functools.lru_cache(maxsize=1024)
-def _backward_plan(dy: tuple, x: tuple, weight: tuple) -> Callable:
+def _backward_plan(dy: tuple, x: tuple, weight: tuple, aligned: bool) -> Callable:
     """-> what launches the kernels on dy, x, weight, pre, dx, dweight and dbias."""
     dy, x, weight = likes(dy, x, weight)
     check("linear", dy, x, weight)
     C_out, C_in = weight.shape
-    (n_rows, x_strides), (n_gradients, dy_strides) = _matrix(x), _matrix(dy)
-    if (n_gradients, dy.shape[-1]) != (n_rows, C_out):
+    n_rows, strides = math.prod(x.shape[:-1]), (row_stride(dy), row_stride(x), row_stride(weight))
+    if (math.prod(dy.shape[:-1]), dy.shape[-1]) != (n_rows, C_out):
         raise ValueError(
             f"linear: x {tuple(x.shape)} and weight {tuple(weight.shape)} have no gradient {tuple(dy.shape)}."
         )
     if C_out * C_in == 0:
-        return _nothing
+        return nothing
     tiles, parts = choose(
         dy.dtype, dy.device, Product(n_rows, C_in, C_out), Product(C_out, C_in, n_rows, splits=True)
     )
     k_part, n_parts = part_of(n_rows, parts, tiles)
     blocks = tiles.count(C_out, C_in) * n_parts + tiles.count(n_rows, C_in)
-    kernels = module("linear.cu", dy.dtype, **vars(tiles))
+    fits = aligned and whole(tiles, C_out, C_in, *strides)
+    kernels = module("linear.cu", dy.dtype, **vars(tiles), WHOLE=fits)
     launch = kernels.linear_backward[blocks, tiles.threads].prepare(
-        *dy_strides, *x_strides, *weight.strides, n_parts, k_part, n_rows, C_out, C_in
+        *strides, n_parts, k_part, n_rows, C_out, C_in
     )
     if n_parts == 1:
         return lambda *tensors: launch(*tensors, None)
@@ -133,7 +124,3 @@ def _backward_plan(dy: tuple, x: tuple, weight: tuple) -> Callable:
         add_up(sums, dweight, dbias)
 
     return run
-
-
-def _nothing(*_) -> None:
-    """The launch of a product that has no numbers."""

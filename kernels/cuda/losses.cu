@@ -10,15 +10,15 @@
 // chunk.
 __device__ float log_sum_exp(Part &part, const scalar *row, int C) {
     float largest = -INFINITY, sum = 0.0f;
-    for (int start = 0; start < C; start += CHUNK) {
+    each_chunk(C, [&](int start) {
         part.load(row, start, C);
         float new_largest = largest;
         each(start, C, [&](int p, int i, int) { new_largest = fmaxf(new_largest, part(p, i)); });
-        if (new_largest == -INFINITY) continue;  // nothing but zeros to add, and -inf - -inf is nan
+        if (new_largest == -INFINITY) return;  // nothing but zeros to add, and -inf - -inf is nan
         sum *= __expf(largest - new_largest);
         each(start, C, [&](int p, int i, int) { sum += __expf(part(p, i) - new_largest); });
         largest = new_largest;
-    }
+    });
     const float of_row = max_over_row(largest, 0);
     if (largest > -INFINITY) sum *= __expf(largest - of_row);
     return of_row + logf(sum_over_row(sum, 1));
@@ -33,12 +33,12 @@ __device__ float loss_of(const scalar *row, float lse, int64_t target, int V, in
 // dlogits = (softmax(logits) - one_hot(target)) scale. In place, if dlogits is logits.
 __device__ void write_dlogits(Part &part, const scalar *row, scalar *drow, float lse, int64_t target,
                               float scale, int V) {
-    for (int start = 0; start < V; start += CHUNK) {
-        if (V > CHUNK) part.load(row, start, V);  // a row that is too wide to be held is read again
+    each_chunk(V, [&](int start) {
+        if (!HELD) part.load(row, start, V);  // a row that is too wide to be held is read again
         store(drow, start, V, [&](int p, int i, int column) {
             return (__expf(part(p, i) - lse) - (column == target ? 1.0f : 0.0f)) * scale;
         });
-    }
+    });
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_1024)
@@ -62,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_1024)
     if (row >= rows) return;
     logits += row * stride;
     Part part;
-    if (V <= CHUNK) part.load(logits, 0, V);
+    if (HELD) part.load(logits, 0, V);
     const float scale = targets[row] == ignore_index ? 0.0f : *dy / *count;
     write_dlogits(part, logits, dlogits + row * V, lse[row], targets[row], scale, V);
 }

@@ -6,6 +6,11 @@
 // the heads of attention; matrix b is number b / inner of the outer and b % inner of the inner one.
 #include "product.cuh"
 
+#ifndef A_LIES_ALONG_K
+#define A_LIES_ALONG_K 1  // whether a row of A, or a column of B, is without gaps in memory
+#define B_LIES_ALONG_K 0
+#endif
+
 // What a sum becomes in C, whoever has summed it.
 __device__ float finished(float sum, float alpha, const scalar *bias, int column, const scalar *place,
                           bool add) {
@@ -31,7 +36,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, AT_ONCE) matmul(
     const int k_begin = blockIdx.y * k_part;
 
     Tile<> tile(corner(blockIdx.x % tiles, M, N));
-    tile.multiply(slabs, {a, M, a_row, a_column}, {b, N, b_column, b_row}, k_begin, min(K, k_begin + k_part));
+    const Lines<A_LIES_ALONG_K> rows_of_a = {a, M, a_row, a_column};
+    const Lines<B_LIES_ALONG_K> columns_of_b = {b, N, b_column, b_row};
+    tile.multiply(slabs, rows_of_a, columns_of_b, k_begin, min(K, k_begin + k_part));
 
     if (parts != nullptr) {
         const int64_t matrices = gridDim.x / tiles;

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.cuda.launch import Like, cdiv, check, like, likes, module, processors, without_data
+from kernels.cuda.rows import aligned
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Tiles:
     BLOCK_M: int
     BLOCK_N: int
     BLOCK_K: int
+
+    pack = 4  # numbers that a thread fetches at once
 
     def count(self, M: int, N: int) -> int:
         """How many tiles an `(M, N)` has."""
@@ -49,23 +52,25 @@ class TensorTiles(Tiles):
     WARP_N: int
     TENSOR_CORES: int = 1
 
+    pack = 8
+
     @property
     def threads(self) -> int:
         return 32 * (self.BLOCK_M // self.WARP_M) * (self.BLOCK_N // self.WARP_N)
 
 
 # Large tiles read memory least often; small ones give every processor of the GPU a share of a small product.
-# With each, how many products of two numbers one processor adds up in a µs: the first two are measurements on
-# an H100 (products of 4096 x 4096), the others estimates. Only their proportions matter, for the choice.
+# With each, how many products of two numbers one processor adds up in a µs: measured on an H100 with products
+# of 4096 x 4096, for the smallest floats with layers of 128 to 512 features. Only their proportions matter.
 FLOAT_TILES = {
-    FloatTiles(128, 128, 8, 8, 8): 150e3,
-    FloatTiles(128, 64, 16, 8, 4): 137e3,
+    FloatTiles(128, 128, 8, 8, 8): 171e3,
+    FloatTiles(128, 64, 16, 8, 4): 145e3,
     FloatTiles(32, 32, 64, 4, 4, SLICES=4): 90e3,
 }
 TENSOR_TILES = {
-    TensorTiles(128, 128, 32, 64, 32): 900e3,
-    TensorTiles(64, 64, 32, 32, 32): 500e3,
-    TensorTiles(32, 32, 64, 16, 16): 200e3,
+    TensorTiles(128, 128, 32, 64, 32): 665e3,
+    TensorTiles(64, 64, 32, 32, 32): 417e3,
+    TensorTiles(32, 32, 64, 16, 16): 309e3,
 }
 SHORTEST_PART = 256  # terms of a sum: shorter parts cost more to add up than they save
 
@@ -97,7 +102,7 @@ def choose(dtype: torch.dtype, device: torch.device, *products: Product) -> tupl
             work += tiles.count(M, N) * matrices * (cdiv(K, depth) if depth else 1) * block
             longest = max(longest, block)
             if splits and parts > 1:  # another launch, that reads what was written
-                extra += 10.0 + 8 * parts * matrices * M * N / 2e6
+                extra += 0.5 + parts * matrices * M * N / 6e4  # fitted to the same layers
         busy = max(longest, work / processors(device) + longest / 2)
         return busy / speeds[tiles] + extra
 
@@ -112,6 +117,18 @@ def has_tensor_cores(dtype: torch.dtype, device: torch.device) -> bool:
     if dtype == torch.float32 or device.type == "cpu":
         return dtype != torch.float32
     return torch.cuda.get_device_capability(device) >= ((7, 5) if dtype == torch.float16 else (8, 0))
+
+
+def whole(tiles: Tiles, *sizes: int) -> bool:
+    """Whether all sizes and strides are whole packs, so that no pack is cut and each begins where it may."""
+    return all(size % tiles.pack == 0 for size in sizes)
+
+
+def _whole(tiles: Tiles, x: Like, k: int) -> bool:
+    """The same of a factor whose dimension `k`, -1 or -2, is summed over."""
+    n, packed = len(x.shape), k if x.strides[k] == 1 else -3 - k
+    others = [stride for dim, stride in enumerate(x.strides) if dim != n + packed]
+    return x.strides[packed] == 1 and whole(tiles, x.shape[packed], *others)
 
 
 def part_of(K: int, parts: int, tiles: Tiles) -> tuple[int, int]:
@@ -141,7 +158,7 @@ def matmul(
     if without_data(a):
         return out if out is not None else torch.matmul(a, b)
     bias = None if bias is None else bias.contiguous()
-    shape, run = _plan(like(a), like(b), like(bias), like(out), float(alpha), accumulate)
+    shape, run = _plan(like(a), like(b), like(bias), like(out), aligned(a, b), float(alpha), accumulate)
     c = a.new_empty(shape) if out is None else out
     run(a, b, bias, c)
     return c
@@ -149,7 +166,13 @@ def matmul(
 
 @functools.lru_cache(maxsize=1024)
 def _plan(
-    a: tuple, b: tuple, bias: tuple | None, out: tuple | None, alpha: float, accumulate: bool
+    a: tuple,
+    b: tuple,
+    bias: tuple | None,
+    out: tuple | None,
+    aligned: bool,
+    alpha: float,
+    accumulate: bool,
 ) -> tuple[tuple, Callable]:
     """-> the shape of C, and what launches the kernels on a, b, bias and c."""
     a, b, bias, out = likes(a, b, bias, out)
@@ -169,7 +192,12 @@ def _plan(
 
     tiles, parts = choose(a.dtype, a.device, Product(M, N, K, matrices, splits=True))
     k_part, n_parts = part_of(K, parts, tiles)
-    kernels = module("matmul.cu", a.dtype, **vars(tiles))
+    layout = {
+        "A_LIES_ALONG_K": a.strides[-1] == 1,
+        "B_LIES_ALONG_K": b.strides[-2] == 1,
+        "WHOLE": aligned and _whole(tiles, a, k=-1) and _whole(tiles, b, k=-2),
+    }
+    kernels = module("matmul.cu", a.dtype, **vars(tiles), **layout)
     place, how = (*_batch_strides(c, batch), c.strides[-2]), (alpha, accumulate)
     product = kernels.matmul[(tiles.count(M, N) * matrices, n_parts), tiles.threads].prepare(
         *(M, N, K, k_part, inner),

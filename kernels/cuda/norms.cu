@@ -103,7 +103,7 @@ __device__ void norm_backward(const scalar *dy, const scalar *dh, const scalar *
     const auto ask_for = [&](int64_t row, int stage) {
 #pragma unroll
         for (int p = 0; p < PIECES; p++)
-            if (row < rows && column_of(p) < C) {
+            if (row < rows && has(0, p, C)) {
                 copy_async(place(stage, p), dy + row * dy_stride + column_of(p));
                 copy_async(place(stage, PIECES + p), x + row * x_stride + column_of(p));
             }
@@ -118,12 +118,13 @@ __device__ void norm_backward(const scalar *dy, const scalar *dh, const scalar *
         if (CENTERED) next_mean = stats[rows + row];
     };
     look_up(first_row());
+    Part w;
+    w.load(weight, 0, C);
     int turn = 0;
     for (int64_t row = first_row(); row < rows; row += row_step(), turn++) {
         const float r = next_r, mean = next_mean;
         look_up(row + row_step());
-        Part d, h, w;
-        w.load(weight, 0, C);  // every time, from the cache: registers are scarcer than loads
+        Part d, h;
         if (STAGES == 0) {
             d.load(dy + row * dy_stride, 0, C);
             h.load(x + row * x_stride, 0, C);
@@ -132,7 +133,7 @@ __device__ void norm_backward(const scalar *dy, const scalar *dh, const scalar *
             __pipeline_wait_prior(STAGES - 1);  // only copies for the rows after this one may be on their way
 #pragma unroll
             for (int p = 0; p < PIECES; p++)
-                if (column_of(p) < C)
+                if (has(0, p, C))
                     d.pieces[p] = *place(turn % ROOM, p), h.pieces[p] = *place(turn % ROOM, PIECES + p);
         }
         const auto x_hat = [&](int p, int i) { return (h(p, i) - mean) * r; };

@@ -28,7 +28,8 @@ from kernels.cuda.launch import (
 )
 from kernels.cuda.rows import Shape, aligned, row_stride, rows, shape
 
-RESIDENT = 512  # threads of the backward pass that a processor has registers for, of blocks of one row
+# How many threads of the backward pass a processor has registers for, if each has so many numbers of a row.
+RESIDENT = {4: 1024, 8: 768, 16: 512, 32: 256}
 
 
 def rmsnorm_forward(x: Tensor, weight: Tensor, eps: float):
@@ -148,7 +149,13 @@ def _forward_plan(
 
 def _backward_shape(x: Like, aligned: bool, *others: Like | None) -> Shape:
     """As for the forward pass, with fewer numbers a thread: each takes registers for its sums, too."""
-    return shape(x, aligned, *others, warp=768, numbers=32 // x.dtype.itemsize, threads=RESIDENT)
+    return shape(x, aligned, *others, warp=2048 // x.dtype.itemsize, thread_bytes=16, threads=512)
+
+
+def _resident(how: Shape) -> int:
+    """How many blocks of the backward pass a processor works on at a time."""
+    numbers = min((n for n in RESIDENT if n >= how.PIECES * how.VECTOR), default=max(RESIDENT))
+    return max(RESIDENT[numbers] // how.threads, 1)
 
 
 def _stages(how: Shape, x: Like, resident: int) -> tuple[int, int]:
@@ -171,7 +178,7 @@ def _backward_plan(
     n = math.prod(batch)
     if C == 0:
         return nothing
-    resident = 3 if how.BLOCK_ROWS > 1 else max(RESIDENT // how.threads, 1)
+    resident = _resident(how)
     stages, stage_bytes = _stages(how, x, resident)
     kernels = module("norms.cu", x.dtype, **how._asdict(), STAGES=stages)
     blocks = min(how.blocks(n), processors(x.device) * resident)

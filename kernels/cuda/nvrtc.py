@@ -55,7 +55,9 @@ def compile(text: str, name: str, folder: Path, capability: int) -> bytes:
 
 def resources(text: str, name: str, folder: Path, capability: int) -> dict[str, Resources]:
     """What every kernel of a source takes on such a GPU, by name. Compiles, and raises as `compile` does."""
-    _, log = _compile(*_prepare(text, name, folder, capability, cache.headers(text, [folder])))
+    source, options = _prepare(text, name, folder, capability, cache.headers(text, [folder]))
+    # On a machine with a GPU NVRTC keeps what it has compiled for it, and has then nothing to say of it.
+    _, log = _compile(source, options | {"no_cache": True})
     found = {}
     for part in log.split("Compiling entry function '")[1:]:
         used = re.search(r"Used (\d+) registers", part)

@@ -21,6 +21,7 @@
 #define BLOCK_M 64
 #define BLOCK_N 64
 #define BLOCK_K 16
+#define WHOLE 0
 #endif
 
 // Which tile of C a block computes. Blocks that run at the same time get neighbours in both directions, eight
@@ -41,41 +42,51 @@ __device__ Corner corner(int tile, int M, int N) {
 
 // One factor of a product, seen the same way for both: A as its M rows, B as its N columns, each a line of K
 // numbers. Two strides say where they lie: a transposed matrix is the same memory with its strides exchanged.
+// ALONG_K: the numbers of a line are neighbours in memory, k_stride is 1.
+template <bool ALONG_K>
 struct Lines {
     const scalar *data;
     int count;     // M or N
     int stride;    // from a line to the next
     int k_stride;  // from a number of a line to the next
 
-    __device__ bool along_k() const { return k_stride == 1; }
+    __device__ const scalar *at(int line, int k) const {
+        return data + int64_t(line) * stride + (ALONG_K ? int64_t(k) : int64_t(k) * k_stride);
+    }
 };
 
 // A slab is fetched in packs of GROUP numbers, neighbours in memory if there are any: along k, or across
 // lines. Neighbouring threads take neighbouring packs, so that a warp reads whole stretches of memory; along
 // k, TOGETHER packs of a line and then those of the next one.
-template <int BLOCK, int GROUP, int TOGETHER>
+template <bool ALONG_K, int BLOCK, int GROUP, int TOGETHER>
 struct PackPlace {
     int line, k;  // in the slab
 
-    __device__ PackPlace(int i, bool along_k)
-        : line(along_k ? i / TOGETHER % BLOCK : i % (BLOCK / GROUP) * GROUP),
-          k(along_k ? (i / (TOGETHER * BLOCK) * TOGETHER + i % TOGETHER) * GROUP : i / (BLOCK / GROUP)) {}
+    __device__ explicit PackPlace(int i)
+        : line(ALONG_K ? i / TOGETHER % BLOCK : i % (BLOCK / GROUP) * GROUP),
+          k(ALONG_K ? (i / (TOGETHER * BLOCK) * TOGETHER + i % TOGETHER) * GROUP : i / (BLOCK / GROUP)) {}
 };
 
-// Memory to registers: this thread's packs of the slab of BLOCK lines that begins at (line, k).
-template <int BLOCK, int THREADS, int TOGETHER, int GROUP, int PACKS>
-__device__ void fetch(Pack<scalar, GROUP> (&packs)[PACKS], const Lines &lines, int line, int k, int k_end) {
+// Memory to registers: this thread's packs of the slab of BLOCK lines that begins at (line, k). WHOLE: the
+// host has seen that no pack is cut by an end of the matrix, and that each lies so that one instruction moves
+// it; then nothing has to be asked here but whether the matrix has it.
+template <int BLOCK, int THREADS, int TOGETHER, bool ALONG_K, int GROUP, int PACKS>
+__device__ void fetch(Pack<scalar, GROUP> (&packs)[PACKS], const Lines<ALONG_K> &lines, int line, int k,
+                      int k_end) {
     static_assert(PACKS * GROUP * THREADS == BLOCK * BLOCK_K, "every thread fetches as much of a slab");
 #pragma unroll
     for (int i = 0; i < PACKS; i++) {
-        const PackPlace<BLOCK, GROUP, TOGETHER> in_slab(threadIdx.x + i * THREADS, lines.along_k());
+        const PackPlace<ALONG_K, BLOCK, GROUP, TOGETHER> in_slab(threadIdx.x + i * THREADS);
         const int its_line = line + in_slab.line, its_k = k + in_slab.k;
-        const scalar *place = lines.data + int64_t(its_line) * lines.stride + int64_t(its_k) * lines.k_stride;
         const int lines_left = lines.count - its_line, ks_left = k_end - its_k;
-        if (lines.along_k())
-            packs[i] = read_pack<GROUP>(place, lines_left > 0 ? ks_left : 0);
+        const bool exists = lines_left > 0 && ks_left > 0;
+        const scalar *place = lines.at(its_line, its_k);
+        if (WHOLE)
+            packs[i] = exists ? *reinterpret_cast<const Pack<scalar, GROUP> *>(place) : Pack<scalar, GROUP>{};
+        else if (ALONG_K)
+            packs[i] = read_pack<GROUP>(place, exists ? ks_left : 0);
         else
-            packs[i] = read_pack<GROUP>(place, ks_left > 0 ? lines_left : 0, lines.stride);
+            packs[i] = read_pack<GROUP>(place, exists ? lines_left : 0, lines.stride);
     }
 }
 

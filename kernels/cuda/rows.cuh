@@ -9,8 +9,9 @@
 //     thread         0        |      1      |  ...  |    0
 //
 // After PIECES such steps the threads hold CHUNK numbers. The host makes that the whole row, but for the
-// widest ones. Where rows do not begin at multiples of 16 bytes it takes VECTOR 1, else a VECTOR that divides
-// C.
+// widest ones: then a row is HELD. Where nothing of the chunk is left over it is EXACT, and nobody has to ask
+// which columns exist. Both are known as the kernel is compiled, or the compiler would prepare for the other
+// case. Where rows do not begin at multiples of 16 bytes the host takes VECTOR 1, else a VECTOR that divides C.
 #pragma once
 #include "neighbours.cuh"
 
@@ -18,6 +19,8 @@
 #define ROW_THREADS 32  // or more, for wider rows: then they are the whole block
 #define BLOCK_ROWS 4    // rows that a block works on at a time
 #define PIECES 1
+#define HELD 0
+#define EXACT 0
 #endif
 
 constexpr int STEP = ROW_THREADS * VECTOR, CHUNK = PIECES * STEP, ROW_WARPS = ROW_THREADS / 32;
@@ -31,7 +34,7 @@ constexpr int BLOCK = ROW_THREADS * BLOCK_ROWS;
 // few enough: for 1024 threads of blocks of one row, or 512. (Of 0 it makes nothing; a warp that holds a row
 // needs its registers.)
 constexpr int ROOM_FOR_1024 = BLOCK_ROWS > 1 ? 0 : 1024 / BLOCK;
-constexpr int ROOM_FOR_512 = BLOCK_ROWS > 1 ? 3 : 512 / BLOCK;
+constexpr int ROOM_FOR_512 = BLOCK_ROWS > 1 ? 0 : 512 / BLOCK;
 
 // The row that these threads begin with, and how many rows all threads work on at a time.
 __device__ inline int64_t first_row() { return int64_t(blockIdx.x) * BLOCK_ROWS + threadIdx.x / ROW_THREADS; }
@@ -40,12 +43,22 @@ __device__ inline int64_t row_step() { return int64_t(gridDim.x) * BLOCK_ROWS; }
 // The first column of a piece of this thread, counted from the chunk's beginning.
 __device__ inline int column_of(int piece) { return piece * STEP + threadIdx.x % ROW_THREADS * VECTOR; }
 
+// Whether the row has a piece. VECTOR divides C: it has all of it, or nothing.
+__device__ inline bool has(int start, int piece, int C) { return EXACT || start + column_of(piece) < C; }
+
+// use(start) for the first column of every chunk of a row.
+template <class Use>
+__device__ void each_chunk(int C, Use use) {
+    if (HELD) return use(0);
+    for (int start = 0; start < C; start += CHUNK) use(start);
+}
+
 // use(p, i, column) for each number of this thread: number i of piece p of the chunk that begins at `start`.
 template <class Use>
 __device__ void each(int start, int C, Use use) {
 #pragma unroll
     for (int p = 0; p < PIECES; p++)
-        if (start + column_of(p) < C) {  // VECTOR divides C: the row has all of a piece, or nothing
+        if (has(start, p, C)) {
 #pragma unroll
             for (int i = 0; i < VECTOR; i++) use(p, i, start + column_of(p) + i);
         }
@@ -62,7 +75,7 @@ struct Part {
     __device__ void load(const scalar *row, int start, int C) {
 #pragma unroll
         for (int p = 0; p < PIECES; p++)
-            if (start + column_of(p) < C) pieces[p] = read(row + start + column_of(p));
+            if (has(start, p, C)) pieces[p] = read(row + start + column_of(p));
     }
 };
 
@@ -71,7 +84,7 @@ template <class Value>
 __device__ void store(scalar *row, int start, int C, Value value) {
 #pragma unroll
     for (int p = 0; p < PIECES; p++)
-        if (start + column_of(p) < C) {
+        if (has(start, p, C)) {
             Neighbours<scalar> piece;
 #pragma unroll
             for (int i = 0; i < VECTOR; i++) piece.x[i] = scalar(value(p, i, start + column_of(p) + i));

@@ -20,6 +20,8 @@ class Shape(NamedTuple):
     BLOCK_ROWS: int
     PIECES: int
     VECTOR: int
+    HELD: bool
+    EXACT: bool
 
     @property
     def threads(self) -> int:
@@ -64,17 +66,18 @@ def shape(
     aligned: bool,
     *others: Like | None,
     warp: int = 1024,
-    numbers: int = 16,
+    thread_bytes: int = 64,
     threads: int = 1024,
     widest: int | None = None,
 ) -> Shape:
     """For the rows of x and of others like it: 16 bytes at a time, if all are `aligned` and all rows are.
 
-    A warp holds a row of up to `warp` numbers. Of a wider one each thread of a block holds `numbers`, or more
-    if there would be more than `threads`. Of a row with more than `widest` a chunk is held at a time.
+    A warp holds a row of up to `warp` numbers. Of a wider one each thread of a block holds `thread_bytes`, or
+    more if there would be more than `threads`. Of a row with more than `widest` a chunk is held at a time.
     """
     vector = 16 // x.dtype.itemsize
     wide = aligned and all(row_stride(z) % vector == 0 for z in (x, *others))
+    numbers = thread_bytes // x.dtype.itemsize
     return _shape(x.shape[-1], vector if wide else 1, warp, numbers, threads, widest)
 
 
@@ -85,4 +88,6 @@ def _shape(C: int, vector: int, warp: int, numbers: int, threads: int, widest: i
     block_rows = 4 if warp >= C else 1
     threads = 32 if warp >= C else min(max(1 << (cdiv(C, numbers) - 1).bit_length(), 64), threads)
     held = C if widest is None else min(C, widest)
-    return Shape(threads, block_rows, max(cdiv(held, threads * vector), 1), vector)
+    pieces = max(cdiv(held, threads * vector), 1)
+    chunk = pieces * threads * vector
+    return Shape(threads, block_rows, pieces, vector, HELD=chunk >= C, EXACT=chunk == C)

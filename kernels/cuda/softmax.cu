@@ -11,23 +11,23 @@ extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_1024)
     Part part;
 
     float largest = -INFINITY;
-    for (int start = 0; start < C; start += CHUNK) {
+    each_chunk(C, [&](int start) {
         part.load(x, start, C);
         each(start, C, [&](int p, int i, int) { largest = fmaxf(largest, part(p, i)); });
-    }
+    });
     largest = max_over_row(largest, 0);
 
     float sum = 0.0f;
-    for (int start = 0; start < C; start += CHUNK) {
-        if (C > CHUNK) part.load(x, start, C);  // a row that is too wide to be held is read again
+    each_chunk(C, [&](int start) {
+        if (!HELD) part.load(x, start, C);  // a row that is too wide to be held is read again
         each(start, C, [&](int p, int i, int) { sum += __expf(part(p, i) - largest); });
-    }
+    });
     const float scale = 1.0f / sum_over_row(sum, 1);
 
-    for (int start = 0; start < C; start += CHUNK) {
-        if (C > CHUNK) part.load(x, start, C);
+    each_chunk(C, [&](int start) {
+        if (!HELD) part.load(x, start, C);
         store(y, start, C, [&](int p, int i, int) { return __expf(part(p, i) - largest) * scale; });
-    }
+    });
 }
 
 // dx = y (dy - sum of dy y): every x moves every y of its row, for they add up to 1.
@@ -39,18 +39,18 @@ extern "C" __global__ void __launch_bounds__(BLOCK, ROOM_FOR_1024) softmax_backw
     Part part_dy, part_y;
 
     float sum = 0.0f;
-    for (int start = 0; start < C; start += CHUNK) {
+    each_chunk(C, [&](int start) {
         part_dy.load(dy, start, C);
         part_y.load(y, start, C);
         each(start, C, [&](int p, int i, int) { sum += part_dy(p, i) * part_y(p, i); });
-    }
+    });
     sum = sum_over_row(sum, 0);
 
-    for (int start = 0; start < C; start += CHUNK) {
-        if (C > CHUNK) {
+    each_chunk(C, [&](int start) {
+        if (!HELD) {
             part_dy.load(dy, start, C);
             part_y.load(y, start, C);
         }
         store(dx, start, C, [&](int p, int i, int) { return part_y(p, i) * (part_dy(p, i) - sum); });
-    }
+    });
 }

@@ -13,7 +13,7 @@ __device__ void sum_rows(const From *x, To *y, int R, int64_t stride, int C, int
     const int column = block * SUM_COLUMNS + lane;
     float sum = 0.0f;
     if (column < C) {
-#pragma unroll 4
+#pragma unroll 8  // so many loads on their way at a time
         for (int r = slice; r < R; r += SUM_SLICES) sum += float(x[r * stride + column]);
     }
 

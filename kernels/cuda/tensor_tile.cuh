@@ -16,7 +16,7 @@
 
 constexpr int WARPS_N = BLOCK_N / WARP_N, THREADS = 32 * (BLOCK_M / WARP_M) * WARPS_N;
 constexpr int TOGETHER = BLOCK_K / 8;  // packs of a line that neighbouring threads fetch: all of them
-constexpr int AT_ONCE = 256 / THREADS < 1 ? 1 : 256 / THREADS;  // blocks that a processor shall hold
+constexpr int AT_ONCE = 512 / THREADS;  // blocks that a processor shall hold: then a thread has 128 registers
 static_assert(WARP_M % 16 == 0 && WARP_N % 16 == 0 && BLOCK_K % 16 == 0, "whole instructions");
 
 // Eight numbers more in a row than it needs: then eight rows' pieces of 16 bytes, which ldmatrix reads at
@@ -28,34 +28,34 @@ struct alignas(16) Slabs {
     scalar a[2][SLAB<BLOCK_M>], b[2][SLAB<BLOCK_N>];
 };
 
-template <int BLOCK>
-__device__ int place_in_slab(int line, int k, bool along_k) {
-    return along_k ? line * (BLOCK_K + 8) + k : k * (BLOCK + 8) + line;
+template <bool ALONG_K, int BLOCK>
+__device__ int place_in_slab(int line, int k) {
+    return ALONG_K ? line * (BLOCK_K + 8) + k : k * (BLOCK + 8) + line;
 }
 
 // Registers to shared memory.
-template <int BLOCK, int PACKS>
-__device__ void stash(scalar *slab, const Pack<scalar, 8> (&packs)[PACKS], const Lines &lines) {
+template <bool ALONG_K, int BLOCK, int PACKS>
+__device__ void stash(scalar *slab, const Pack<scalar, 8> (&packs)[PACKS]) {
 #pragma unroll
     for (int i = 0; i < PACKS; i++) {
-        const PackPlace<BLOCK, 8, TOGETHER> place(threadIdx.x + i * THREADS, lines.along_k());
-        scalar *to = slab + place_in_slab<BLOCK>(place.line, place.k, lines.along_k());
+        const PackPlace<ALONG_K, BLOCK, 8, TOGETHER> place(threadIdx.x + i * THREADS);
+        scalar *to = slab + place_in_slab<ALONG_K, BLOCK>(place.line, place.k);
         *reinterpret_cast<Pack<scalar, 8> *>(to) = packs[i];
     }
 }
 
 // Shared memory to registers: 16 lines from `line` on, of 16 ks, in four blocks of 8 x 8. A's blocks come in
 // the order lines first, B's ks first, as the instruction wants them.
-template <int BLOCK, bool LINES_FIRST>
-__device__ void take_blocks(unsigned (&blocks)[4], const scalar *slab, int line, int k, bool along_k) {
+template <bool ALONG_K, int BLOCK, bool LINES_FIRST>
+__device__ void take_blocks(unsigned (&blocks)[4], const scalar *slab, int line, int k) {
     const int lane = threadIdx.x % 32, block = lane / 8, first = block % 2 * 8, second = block / 2 * 8;
     line += LINES_FIRST ? first : second;
     k += LINES_FIRST ? second : first;
     // Lane i tells where row i % 8 of block i / 8 is; in a slab that runs across lines, that is a row of one k.
-    if (along_k)
-        ldmatrix(blocks, slab + place_in_slab<BLOCK>(line + lane % 8, k, true));
+    if (ALONG_K)
+        ldmatrix(blocks, slab + place_in_slab<true, BLOCK>(line + lane % 8, k));
     else
-        ldmatrix_transposed(blocks, slab + place_in_slab<BLOCK>(line, k + lane % 8, false));
+        ldmatrix_transposed(blocks, slab + place_in_slab<false, BLOCK>(line, k + lane % 8));
 }
 
 // A thread's share of a tile. With SUM_ROWS also of a's sums along k: they are a's product with a column of
@@ -70,14 +70,16 @@ struct Tile {
     __device__ explicit Tile(Corner corner) : row(corner.row * BLOCK_M), column(corner.column * BLOCK_N) {}
 
     // Add the products of k_begin .. k_end. Once for each Tile.
-    __device__ void multiply(Slabs &slabs, const Lines &a, const Lines &b, int k_begin, int k_end) {
+    template <bool A_ALONG_K, bool B_ALONG_K>
+    __device__ void multiply(Slabs &slabs, const Lines<A_ALONG_K> &a, const Lines<B_ALONG_K> &b, int k_begin,
+                             int k_end) {
         Pack<scalar, 8> next_a[BLOCK_M * BLOCK_K / 8 / THREADS], next_b[BLOCK_N * BLOCK_K / 8 / THREADS];
         fetch<BLOCK_M, THREADS, TOGETHER>(next_a, a, row, k_begin, k_end);
         fetch<BLOCK_N, THREADS, TOGETHER>(next_b, b, column, k_begin, k_end);
         int now = 0;
         for (int k = k_begin; k < k_end; k += BLOCK_K) {
-            stash<BLOCK_M>(slabs.a[now], next_a, a);
-            stash<BLOCK_N>(slabs.b[now], next_b, b);
+            stash<A_ALONG_K, BLOCK_M>(slabs.a[now], next_a);
+            stash<B_ALONG_K, BLOCK_N>(slabs.b[now], next_b);
             // One barrier a step is enough: who stashes the next slab overwrites the one before this, and
             // has waited here for all those who multiplied it.
             __syncthreads();
@@ -85,12 +87,13 @@ struct Tile {
                 fetch<BLOCK_M, THREADS, TOGETHER>(next_a, a, row, k + BLOCK_K, k_end);
                 fetch<BLOCK_N, THREADS, TOGETHER>(next_b, b, column, k + BLOCK_K, k_end);
             }
-            add_products(slabs.a[now], slabs.b[now], a.along_k(), b.along_k());
+            add_products<A_ALONG_K, B_ALONG_K>(slabs.a[now], slabs.b[now]);
             now ^= 1;
         }
     }
 
-    __device__ void add_products(const scalar *slab_a, const scalar *slab_b, bool a_along_k, bool b_along_k) {
+    template <bool A_ALONG_K, bool B_ALONG_K>
+    __device__ void add_products(const scalar *slab_a, const scalar *slab_b) {
         const Pack<scalar, 4> one = {scalar(1.0f), scalar(1.0f), scalar(1.0f), scalar(1.0f)};
         const unsigned *ones = reinterpret_cast<const unsigned *>(&one);
 #pragma unroll
@@ -98,10 +101,10 @@ struct Tile {
             unsigned a[WARP_M / 16][4], b[WARP_N / 16][4];
 #pragma unroll
             for (int i = 0; i < WARP_M / 16; i++)
-                take_blocks<BLOCK_M, true>(a[i], slab_a, m + i * 16, k, a_along_k);
+                take_blocks<A_ALONG_K, BLOCK_M, true>(a[i], slab_a, m + i * 16, k);
 #pragma unroll
             for (int j = 0; j < WARP_N / 16; j++)
-                take_blocks<BLOCK_N, false>(b[j], slab_b, n + j * 16, k, b_along_k);
+                take_blocks<B_ALONG_K, BLOCK_N, false>(b[j], slab_b, n + j * 16, k);
 #pragma unroll
             for (int i = 0; i < WARP_M / 16; i++) {
                 if (SUM_ROWS) mma(row_sums[i], a[i], ones, scalar());

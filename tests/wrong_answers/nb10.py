@@ -184,7 +184,7 @@ WRONG_ANSWERS = {
         (_geglu_in_pytorch, "PyTorch computed `mul`"),
     ],
     "10.2": [
-        (_rotate_part("half of D"), "It is i + R/2 here"),
+        (_rotate_part("half of D"), "It is i + D_r/2 here"),
         (_rotate_part("sign"), "the other direction's"),
         (_rotate_part("forward"), "still turns forward"),
         (_rotate_part("copy"), "return x itself"),

@@ -60,8 +60,7 @@ PARTS = (
         ),
     ),
 )
-MODEL = DATA_DIR.parent / "assets" / "models" / "char_tales.safetensors"
-READY = 4  # notebooks 00 to 03 exist
+NOTEBOOKS = DATA_DIR.parent / "notebooks"
 
 
 def _sheet(width: float, height: float):
@@ -89,7 +88,7 @@ def the_map():
         ax.text(x, top + 0.42, where, ha="center", fontsize=9, color=MUTED)
         for row, name in enumerate(names):
             box(ax, x, top - step * row, name, width=width, height=0.47, color=color, size=9.5)
-            if int(name[:2]) >= READY:
+            if not list(NOTEBOOKS.glob(f"{name[:2]}_*.ipynb")):
                 _dashed(ax)
         if column < len(PARTS) - 1:
             _next_part(ax, x, top - step * (len(names) - 1), x + 2.4, top)
@@ -139,51 +138,51 @@ def the_spine():
     for i, (name, text, color) in enumerate(engines):
         center = x + (i - 1.5) * 1.92
         box(ax, center, 0.72, f"{name}\n\n", width=1.76, height=1.0, color=color, size=11)
-        if i >= 2:
-            _dashed(ax)
         ax.text(center, 0.58, text, ha="center", va="center", fontsize=9, color=MUTED)
-        arrow(ax, (x + (i - 1.5) * 1.55, 1.9), (center, 1.24), dashed=i >= 2)
+        arrow(ax, (x + (i - 1.5) * 1.55, 1.9), (center, 1.24))
     return figure
 
 
 def the_loop():
-    """Text, ids, model, probabilities, the next character, and round again."""
+    """Text, ids, model, probabilities, the next token, and round again."""
     figure, ax = _sheet(9.6, 3.5)
-    text, y = "The ca", 2.35
-    config, weights, tokenizer = checkpoint.load(MODEL)
+    text, y = "The old", 2.35
+    config, weights, tokenizer = checkpoint.load(checkpoint.SHIPPED)
     model = ManualTransformer(config, as_tensors(weights, dtype=torch.float64))
     ids = tokenizer.encode(text)
     likeliest = torch.softmax(model.logits(torch.from_numpy(ids[None]))[0, -1], -1).topk(5)
     bars = [
-        (tokenizer.decode([i]), p)
+        (tokenizer.decode([i]).replace(" ", "␣"), p)
         for i, p in zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
     ]
-    cell, left = 0.34, 0.15
-    for i, (character, number) in enumerate(zip(text, ids, strict=True)):
-        x = left + cell * (i + 0.5)
-        for height, label, color in ((y + 0.3, character, BLUE), (y - 0.3, str(number), GREEN)):
-            shown = "␣" if label == " " else label
-            box(ax, x, height, "", width=cell - 0.04, height=0.4, color=color)
+    left, gap = 0.15, 0.04
+    right = left
+    for token in ids:
+        shown = tokenizer.decode([token]).replace(" ", "␣")
+        width = 0.3 + 0.14 * len(shown)
+        for height, label, color in ((y + 0.3, shown, BLUE), (y - 0.3, str(token), GREEN)):
+            x = right + width / 2
+            box(ax, x, height, "", width=width - gap, height=0.4, color=color)
             family = "monospace" if color == BLUE else None
-            ax.text(x, height, shown, ha="center", va="center", fontsize=10.5, family=family)
-    middle = left + cell * len(text) / 2
+            ax.text(x, height, label, ha="center", va="center", fontsize=10.5, family=family)
+        right += width
+    middle = (left + right) / 2
     ax.text(middle, y + 0.72, "text", ha="center", fontsize=11)
     ax.text(middle, y - 0.74, "ids  (T)", ha="center", fontsize=10, color=MUTED)
-    right = left + cell * len(text)
-    box(ax, 3.55, y, "transformer", width=1.5, height=1.15, color=ORANGE, size=11)
-    arrow(ax, (right + 0.08, y - 0.3), (2.77, y - 0.1))
-    arrow(ax, (4.33, y), (5.05, y), "logits\n(V)", offset=(0, 0.32))
-    box(ax, 5.65, y, "softmax", width=1.1, height=0.6, color=PURPLE, size=11)
-    arrow(ax, (6.23, y), (6.7, y))
-    for i, (character, p) in enumerate(bars):
-        length = 0.95 * p / bars[0][1]
+    box(ax, 3.1, y, "transformer", width=1.5, height=1.15, color=ORANGE, size=11)
+    arrow(ax, (right + 0.06, y - 0.3), (2.32, y - 0.1))
+    arrow(ax, (3.88, y), (4.6, y), "logits\n(V)", offset=(0, 0.32))
+    box(ax, 5.2, y, "softmax", width=1.1, height=0.6, color=PURPLE, size=11)
+    arrow(ax, (5.78, y), (6.2, y))
+    for i, (token, p) in enumerate(bars):
         height = y + 0.56 - 0.28 * i
-        ax.text(6.87, height, character, ha="center", va="center", fontsize=10, family="monospace")
-        ax.barh(height, length, left=7.02, height=0.19, color=GREEN if i == 0 else BLUE)
-    ax.text(7.4, y + 0.86, "probabilities  (V)", ha="center", fontsize=10, color=MUTED)
-    box(ax, 9.05, y, bars[0][0], width=0.45, height=0.45, color=GREEN, size=12)
-    arrow(ax, (8.1, y), (8.8, y), "choose")
-    ax.plot([9.05, 9.05, middle], [y - 0.26, 0.55, 0.55], color=GREEN, lw=1.6)
+        ax.text(7.02, height, token, ha="right", va="center", fontsize=10, family="monospace")
+        length = 0.85 * p / bars[0][1]
+        ax.barh(height, length, left=7.1, height=0.19, color=GREEN if i == 0 else BLUE)
+    ax.text(7.1, y + 0.86, "probabilities  (V)", ha="center", fontsize=10, color=MUTED)
+    box(ax, 9.0, y, bars[0][0], width=0.85, height=0.45, color=GREEN, size=11)
+    arrow(ax, (8.03, y), (8.53, y), "choose")
+    ax.plot([9.0, 9.0, middle], [y - 0.26, 0.55, 0.55], color=GREEN, lw=1.6)
     arrow(ax, (middle, 0.55), (middle, 1.4), color=GREEN)
     label = "put it at the end of the text, and go round again"
     ax.text(5.1, 0.68, label, ha="center", fontsize=10.5, color=GREEN)

@@ -43,7 +43,7 @@ def memory() -> Figure:
         _text(ax, x + 0.1, 0.29, "on the chip", 9, ha="left", color=GREEN)
     for x, name, color in ((0.3, "Q", BLUE), (0.74, "K", ORANGE), (4.4, "V", PURPLE), (4.84, "O", SKY)):
         _tall(ax, x, 3.85, name, color)
-    _block(ax, 1.4, 3.85, 1.3, 1.3, FAINT, "S\n(T, T)")
+    _block(ax, 1.4, 3.85, 1.3, 1.3, FAINT, "Z\n(T, T)")
     _block(ax, 2.9, 3.85, 1.3, 1.3, FAINT, "P\n(T, T)")
     for x, name in ((1.1, r"$QK^\top$"), (2.2, "mask"), (3.25, "softmax"), (4.6, r"$PV$")):
         box(ax, x, 0.9, name, width=0.9, height=0.5, color=GREEN, size=9)
@@ -58,13 +58,13 @@ def memory() -> Figure:
     for x, name, color in ((6.0, "Q", BLUE), (7.0, "K", ORANGE), (7.5, "V", PURPLE), (8.9, "O", SKY)):
         _tall(ax, x, 3.85, name, color)
     _block(ax, 9.5, 3.85, 0.12, 1.3, SKY)
-    _text(ax, 9.78, 3.2, "L", 10)
+    _text(ax, 9.86, 3.2, "lse", 10)
     for x in (6.0, 8.9):
         ax.add_patch(Rectangle((x, 3.2), 0.34, 0.3, facecolor=INK, alpha=0.35, lw=0))
     for x in (7.0, 7.5):
         ax.add_patch(Rectangle((x, 2.85), 0.34, 0.3, facecolor=INK, alpha=0.35, lw=0))
     ax.add_patch(Rectangle((9.5, 3.2), 0.12, 0.3, facecolor=INK, alpha=0.35, lw=0))
-    box(ax, 7.85, 0.9, "a tile of S and P,\nm, l and the output so far", width=2.9, height=0.62, color=GREEN)
+    box(ax, 7.85, 0.9, "a tile of Z and P,\nm, l and the output so far", width=2.9, height=0.62, color=GREEN)
     for start, end in (
         ((6.17, 2.5), (6.8, 1.23)), ((7.17, 2.5), (7.35, 1.23)), ((7.67, 2.5), (7.75, 1.23)),
         ((8.5, 1.23), (9.05, 2.5)), ((8.9, 1.23), (9.55, 2.5)),
@@ -90,7 +90,7 @@ def online() -> Figure:
     _text(ax, 0.3 + 13.5 * cell, y + 0.15, "to come", 9, color=FAINT)
     for x, color, names in (
         (1.75, BLUE, (r"$m$", r"$\ell$", r"$a$")),
-        (4.0, ORANGE, (r"$\max_j s_j$", r"$\sum_j e^{s_j - m^\prime}$", r"$\sum_j e^{s_j - m^\prime} v_j$")),
+        (4.0, ORANGE, (r"$\max_j z_j$", r"$\sum_j e^{z_j - m^\prime}$", r"$\sum_j e^{z_j - m^\prime} v_j$")),
     ):
         for k, name in enumerate(names):
             box(
@@ -104,8 +104,8 @@ def online() -> Figure:
                 size=11,
             )
     for k, rule in enumerate(
-        (r"$m^\prime = \max(m,\ \max_j s_j)$", r"$\ell^\prime = \alpha\,\ell + \sum_j e^{s_j - m^\prime}$",
-         r"$a^\prime = \alpha\, a + \sum_j e^{s_j - m^\prime} v_j$")
+        (r"$m^\prime = \max(m,\ \max_j z_j)$", r"$\ell^\prime = \alpha\,\ell + \sum_j e^{z_j - m^\prime}$",
+         r"$a^\prime = \alpha\, a + \sum_j e^{z_j - m^\prime} v_j$")
     ):  # fmt: skip
         arrow(ax, (4.92, 2.2 - 0.72 * k), (5.5, 2.2 - 0.72 * k))
         box(ax, 7.25, 2.2 - 0.72 * k, rule, width=3.4, height=0.52, color=GREEN, size=12)
@@ -212,7 +212,9 @@ def backward() -> Figure:
                 _block(ax, left - 0.75, top - i * size - 0.03, 0.6, size - 0.06, BLUE, "Q, dO")
         _text(ax, left - 0.75, 4.15, title, 10.5, ha="left", weight="bold")
         _text(ax, left - 0.75, 0.12, sums, 9.5, ha="left", color=FAINT)
-    for k, line in enumerate((r"$P = e^{S - L}$", r"$dP = dO\,V^\top$", r"$dS = P \circ (dP - \delta)$")):
+    for k, line in enumerate(
+        (r"$P = e^{Z - \mathrm{lse}}$", r"$dP = dO\,V^\top$", r"$dZ = P \circ (dP - \delta)$")
+    ):
         _text(ax, 4.75, 2.15 - 0.42 * k, line, 11, ha="left")
     _text(ax, 4.75, 2.6, "in each tile", 9.5, ha="left", color=FAINT)
     return figure

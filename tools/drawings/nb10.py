@@ -79,9 +79,9 @@ def rope() -> Figure:
     for i, color in enumerate(colors):
         a, b = 0.1 + (i + 0.5) * cell, 0.1 + (i + 4.5) * cell
         arrow(ax, (a, 2.78), (b, 2.78), color=color, bend=-0.22 - 0.05 * i)
-    ax.text(0.1, 1.6, r"pair i turns by $t\,\omega_i$: the first", fontsize=10, color=INK, va="center")
+    ax.text(0.1, 1.6, r"pair i turns by $t\,\theta^{-2i/D}$: the first", fontsize=10, color=INK, va="center")
     ax.text(0.1, 1.3, "fast, the last hardly at all", fontsize=10, color=INK, va="center")
-    for x, title, angle, color in ((6.45, "forward: by θ", 50, BLUE), (9.0, "backward: by -θ", -50, RED)):
+    for x, title, angle, color in ((6.45, "forward: by φ", 50, BLUE), (9.0, "backward: by -φ", -50, RED)):
         centre = np.array((x, 1.6))
         ax.text(x, 3.7, title, fontsize=11, color=INK, ha="center", va="center")
         ax.add_patch(Circle(centre, 1.15, facecolor="none", edgecolor=GRID, lw=1.4))
@@ -98,7 +98,7 @@ def rope() -> Figure:
         ax.add_patch(Arc(tuple(centre), 1.0, 1.0, theta1=first, theta2=last, color=INK, lw=1.3))
         middle = np.radians((first + last) / 2)
         at = centre + 0.68 * np.array((np.cos(middle), np.sin(middle)))
-        ax.text(*at, "θ" if angle > 0 else "-θ", fontsize=10, color=INK, ha="center", va="center")
+        ax.text(*at, "φ" if angle > 0 else "-φ", fontsize=10, color=INK, ha="center", va="center")
     return figure
 
 

@@ -96,13 +96,13 @@ def step() -> Figure:
         arrow(ax, (a + 0.61, 3.2), (b - 0.61, 3.2), color=BLUE)
         arrow(ax, (b - 0.61, 1.42), (a + 0.61, 1.42), color=RED)
     words = (
-        ("7 launches forward,", BLUE),
-        ("10 backward.", RED),
-        ("Around the blocks: embeddings, a norm, the loss.", INK),
-        ("At the end: adamw, 1 launch.", ORANGE),
+        (0.62, 0.45, "7 launches forward,", BLUE),
+        (2.4, 0.45, "10 backward, and one more for each product that is summed in parts.", RED),
+        (0.62, 0.1, "Around the blocks: embeddings, a norm, the loss.", INK),
+        (5.3, 0.1, "At the end: adamw, 1 launch.", ORANGE),
     )
-    for x, (text, color) in zip((0.62, 2.4, 3.75, 8.45), words, strict=True):
-        _text(ax, x, 0.4, text, 9.5, color, ha="left")
+    for x, y, text, color in words:
+        _text(ax, x, y, text, 9.5, color, ha="left")
     return figure
 
 
