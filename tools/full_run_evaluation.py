@@ -67,34 +67,17 @@ def by_position(losses: np.ndarray) -> list[list[float]]:
 def by_package(model, tokenizer, most: int = 10) -> list[list]:
     """[package, bytes, bits a byte] of the largest packages that are held out."""
     documents = python_source.with_packages("validation")
-    found = [
-        [package, *of_documents(model, tokenizer, [text for _, text in group])]
-        for package, group in groupby(documents, key=itemgetter(0))
-    ]
-    return sorted(found, key=lambda row: -row[1])[:most]
+    packages = [(name, [text for _, text in group]) for name, group in groupby(documents, key=itemgetter(0))]
+    packages.sort(key=lambda package: -sum(map(len, package[1])))
+    return [[name, *of_documents(model, tokenizer, texts)] for name, texts in packages[:most]]
 
 
 def of_documents(model, tokenizer, texts: list[str]) -> list:
-    """[bytes, bits a byte] of some documents, each read from its beginning."""
-    T, nats, n_bytes = model.config.context_length, 0.0, 0
-    for text in texts:
-        ids = beginning_with_end(tokenizer, text)
-        for start in range(0, len(ids) - 1, T):
-            piece = torch.from_numpy(ids[start : start + T + 1]).to(device.DEVICE)[None]
-            nats += model_loss(model, piece) * (piece.shape[1] - 1)
-        n_bytes += len(text.encode())
-    return [n_bytes, round(nats / math.log(2) / n_bytes, 4)]
-
-
-def beginning_with_end(tokenizer, text: str) -> np.ndarray:
-    """The ids of a document after the mark that ended the one before, as the model has always met them."""
-    ids = tokenizer.encode(text, allowed_special=(), disallowed_special=())
-    return np.concatenate([[tokenizer.end_of_text], ids])
-
-
-@torch.no_grad()
-def model_loss(model, ids: torch.Tensor) -> float:
-    return model.loss(ids[:, :-1].contiguous(), ids[:, 1:].contiguous()).item()
+    """[bytes, bits a byte] of some documents, read in windows as the validation text is."""
+    encode = tokenizer.to_tiktoken().encode_ordinary_batch
+    ids = np.concatenate([np.append(ids, tokenizer.end_of_text) for ids in encode(texts)])
+    n_bytes = sum(len(text.encode()) for text in texts)
+    return [n_bytes, round(evaluate(model, ids) * len(ids) / math.log(2) / n_bytes, 4)]
 
 
 def course_files() -> list[str]:
@@ -105,7 +88,8 @@ def course_files() -> list[str]:
 
 def read(model, tokenizer) -> list[list]:
     """[token, nats] of the beginning of `READ`."""
-    ids = beginning_with_end(tokenizer, READ.read_text())[: min(TOKENS_READ, model.config.context_length) + 1]
+    most = min(TOKENS_READ, model.config.context_length)
+    ids = np.append(tokenizer.end_of_text, tokenizer.encode(READ.read_text()))[: most + 1]
     logits = model.logits(torch.from_numpy(ids[None, :-1]).to(device.DEVICE))[0].float()
     targets = torch.from_numpy(ids[1:]).to(device.DEVICE)
     losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none").tolist()

@@ -186,6 +186,13 @@ def power_cut(step: int) -> Callable[[dict], None]:
     return listener
 
 
+def fitted(arguments: argparse.Namespace, recipe: Recipe) -> Recipe:
+    """The recipe with as many hundreds of steps as fit into `--seconds`, by what `compare` measured."""
+    row = json.loads((arguments.folder / "compare.json").read_text())["ways"]["triton"]
+    hundreds = int(arguments.seconds * 1e3 / row["ms"]) // 100
+    return recipe.changed({"steps": 100 * hundreds})
+
+
 def plan(arguments: argparse.Namespace, recipe: Recipe) -> dict:
     """What the run will take, by what `compare` measured: written down before it begins."""
     row = json.loads((arguments.folder / "compare.json").read_text())["ways"]["triton"]
@@ -211,6 +218,7 @@ def train(arguments: argparse.Namespace) -> dict:
         records.write(folder / "lost.json", [e for e in steps if e["step"] > snapshot_step])
         trainer = Trainer.resume(run.path, listeners=tuple(listeners))
     else:
+        recipe = fitted(arguments, recipe) if arguments.seconds else recipe
         records.write(folder / "plan.json", plan(arguments, recipe))
         listeners.append(power_cut(round(CUT * recipe.steps)))
         trainer = Trainer(recipe, run.path, listeners=tuple(listeners))
@@ -293,6 +301,7 @@ def main() -> None:
     parser.add_argument("--preset", default="python-75m")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "full")
     parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--seconds", type=float, help="of training, in place of the preset's steps")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of the recipe")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)

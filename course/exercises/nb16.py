@@ -133,17 +133,17 @@ def _about_share(got: float, training: np.ndarray, validation: np.ndarray, n: in
 
 @exercise("16.3")
 def best_interval(answer) -> None:
-    for c, M in ((2.0, 100.0), (3.0, 86_400.0), (0.5, 7200.0), (40.0, 5000.0)):
-        pair = answer(c, M)
+    for c, m in ((2.0, 100.0), (3.0, 86_400.0), (0.5, 7200.0), (40.0, 5000.0)):
+        pair = answer(c, m)
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise Wrong("The function should return two numbers: the interval, and the share that is lost.")
-        tau, lost = (_number(name, x) for name, x in zip(("The interval", "The share"), pair))
-        best = math.sqrt(2 * c * M)
-        least = c / best + best / (2 * M)
-        where = f"For c = {c:g} and M = {M:g}"
-        if abs(tau - best) > 1e-6 * best:
+        t, lost = (_number(name, x) for name, x in zip(("The interval", "The share"), pair))
+        best = math.sqrt(2 * c * m)
+        least = c / best + best / (2 * m)
+        where = f"For c = {c:g} and m = {m:g}"
+        if abs(t - best) > 1e-6 * best:
             raise Wrong(
-                f"{where} the interval is {tau:.4g}, expected {best:.4g}.{_about_interval(tau, c, M)}"
+                f"{where} the interval is {t:.4g}, expected {best:.4g}.{_about_interval(t, c, m)}"
             )
         if abs(lost - least) > 1e-6 * least:
             half = " That is one of the two terms: at the best interval they are equal."
@@ -153,10 +153,10 @@ def best_interval(answer) -> None:
             )
 
 
-def _about_interval(tau: float, c: float, M: float) -> str:
-    if math.isclose(tau, math.sqrt(c * M), rel_tol=1e-6):
+def _about_interval(t: float, c: float, m: float) -> str:
+    if math.isclose(t, math.sqrt(c * m), rel_tol=1e-6):
         return " A failure costs half an interval on average, not a whole one: where is the 2?"
-    if math.isclose(tau, 2 * c * M, rel_tol=1e-6):
+    if math.isclose(t, 2 * c * m, rel_tol=1e-6):
         return " That is its square."
     return ""
 

@@ -105,10 +105,10 @@ WRONG_ANSWERS = {
         (_tokens_alone, "expected"),
     ],
     "16.3": [
-        (lambda c, M: (math.sqrt(c * M), 2 * math.sqrt(c / M)), "where is the 2"),
-        (lambda c, M: (2 * c * M, 1.0), "its square"),
-        (lambda c, M: (math.sqrt(2 * c * M), math.sqrt(c / (2 * M))), "one of the two terms"),
-        (lambda c, M: math.sqrt(2 * c * M), "two numbers"),
+        (lambda c, m: (math.sqrt(c * m), 2 * math.sqrt(c / m)), "where is the 2"),
+        (lambda c, m: (2 * c * m, 1.0), "its square"),
+        (lambda c, m: (math.sqrt(2 * c * m), math.sqrt(c / (2 * m))), "one of the two terms"),
+        (lambda c, m: math.sqrt(2 * c * m), "two numbers"),
     ],
     "16.4": [
         (_nothing_ahead, "nobody makes batch 1"),
