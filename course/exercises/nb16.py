@@ -142,9 +142,7 @@ def best_interval(answer) -> None:
         least = c / best + best / (2 * m)
         where = f"For c = {c:g} and m = {m:g}"
         if abs(t - best) > 1e-6 * best:
-            raise Wrong(
-                f"{where} the interval is {t:.4g}, expected {best:.4g}.{_about_interval(t, c, m)}"
-            )
+            raise Wrong(f"{where} the interval is {t:.4g}, expected {best:.4g}.{_about_interval(t, c, m)}")
         if abs(lost - least) > 1e-6 * least:
             half = " That is one of the two terms: at the best interval they are equal."
             raise Wrong(
