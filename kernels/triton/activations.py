@@ -156,6 +156,8 @@ def swiglu_backward(dy: Tensor, saved: tuple):
     check("swiglu", dy, *saved)
     check_gradient("swiglu", dy, saved[0])
     gate, up = saved
-    dgate, dup = (d.view(gate.shape) for d in empty_beside(matrix(gate)[:, None], matrix(up)[:, None]))
+    dgate, dup = (
+        d.view(gate.shape) for d in empty_beside(matrix(gate).unsqueeze(1), matrix(up).unsqueeze(1))
+    )
     _launch(_swiglu_backward, dy, gate, up, dgate, dup)
     return dgate, dup

@@ -256,7 +256,7 @@ def swiglu_linear_backward(dy: Tensor, saved: tuple):
         arrays = (*pair.unbind(1), *dpair.unbind(1))
         _product(_swiglu_down_backward_kernel, flat, for_tma(matrix(weight)), False, arrays, parts=4)
     else:
-        dgate, dup = swiglu_backward((flat @ weight)[:, None], pair.split(1, dim=1))
+        dgate, dup = swiglu_backward((flat @ weight).unsqueeze(1), pair.split(1, dim=1))
         dpair = joined((dgate, dup))
     return dpair.view(whole.shape), flat.t() @ matrix(h), _sum(flat, has_bias)
 
