@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from course.config import ModelConfig
 from course.initial import initial_weights, rope_tables
 from kernels.autograd import bind
-from kernels.packed import unpack
+from kernels.packed import unpack, unpack_rotated
 
 
 def as_tensors(
@@ -176,11 +176,7 @@ class Attention(nn.Module):
         weight = torch.cat([layer.weight for layer in layers])
         bias = None if self.q.bias is None else torch.cat([layer.bias for layer in layers])
         qkv = self.ops.linear(x, weight, bias).unflatten(-1, (-1, self.d_head))
-        if rope is None:
-            q, k, v = unpack(qkv, heads)
-        else:
-            qk, v = unpack(qkv, (heads[0] + heads[1], heads[2]))
-            q, k = unpack(self.ops.rope(qk, *rope), heads[:2])
+        q, k, v = unpack(qkv, heads) if rope is None else unpack_rotated(qkv, heads, *rope, self.ops)
         y = self.ops.attention(q, k, v, self.sink, True, self.window)
         return self.o(y.flatten(-2))
 
@@ -198,7 +194,15 @@ class MLP(nn.Module):
         if self.gate is None:
             up, down = self.up, self.down
             return self.ops.gelu_mlp(x, up.weight, up.bias, down.weight, down.bias)
-        return self.down(self.ops.swiglu(self.gate(x), self.up(x)))
+        # One product in place of two, as for the queries, keys and values.
+        layers, pair = (self.gate, self.up), (2, self.up.weight.shape[0])
+        weight = torch.cat([layer.weight for layer in layers])
+        bias = None if self.up.bias is None else torch.cat([layer.bias for layer in layers])
+        whole = self.ops.linear(x, weight, bias).unflatten(-1, pair)
+        if self.ops.swiglu_linear is not None and not torch.compiler.is_compiling():
+            return self.ops.swiglu_linear(whole, self.down.weight, self.down.bias)
+        gate, up = unpack(whole, (1, 1))
+        return self.down(self.ops.swiglu(gate, up).flatten(-2))
 
 
 class Block(nn.Module):

@@ -106,8 +106,9 @@ class Muon:
     and sinks get `AdamW` with `adam_lr` and `adam_weight_decay`. Setting `lr`, as a schedule does, scales
     both alike.
 
-    Matrices of one shape are orthogonalized in one batch, on a GPU in bfloat16: a small model's time is
-    the number of its launches. `one_kernel` is `AdamW`'s. Raises `ValueError` when there is no hidden matrix.
+    Matrices of one shape have their momenta side by side and are orthogonalized in one batch, on a GPU in
+    bfloat16: a small model's time is the number of its launches. `one_kernel` is `AdamW`'s. Raises
+    `ValueError` when there is no hidden matrix.
     """
 
     def __init__(
@@ -130,23 +131,26 @@ class Muon:
         self.adamw = AdamW(others, adam_lr, betas, eps, adam_weight_decay, one_kernel)
         self.lr, self.adam_ratio = lr, adam_lr / lr
         self.momentum, self.weight_decay = momentum, weight_decay
-        self.m = [torch.zeros_like(w) for w in self.weights]
-        self.groups = defaultdict(list)  # by shape: the places of its matrices in the lists above
+        places = defaultdict(list)  # by shape: of its matrices in the lists above
         for i, w in enumerate(self.weights):
-            self.groups[tuple(w.shape)].append(i)
+            places[tuple(w.shape)].append(i)
+        first = self.weights[0]
+        self.groups = [(members, first.new_zeros(len(members), *shape)) for shape, members in places.items()]
+        views = {i: m for members, stack in self.groups for i, m in zip(members, stack.unbind(), strict=True)}
+        self.m = [views[i] for i in range(len(self.weights))]
 
     @torch.no_grad()
     def step(self, gradients: dict[str, Tensor]) -> None:
         self.adamw.lr = self.lr * self.adam_ratio
         self.adamw.step(gradients)
-        g = [gradients[name].to(m.dtype) for name, m in zip(self.names, self.m, strict=True)]
-        torch._foreach_lerp_(self.m, g, 1 - self.momentum)
-        u = torch._foreach_lerp(g, self.m, self.momentum)
         if self.weight_decay:
             torch._foreach_mul_(self.weights, 1 - self.lr * self.weight_decay)
-        for (rows, columns), members in self.groups.items():
-            batch = orthogonalize(torch.stack([u[i] for i in members]))
-            size = self.lr * math.sqrt(max(1.0, rows / columns))
+        for members, m in self.groups:
+            g = torch.empty_like(m)
+            torch._foreach_copy_(list(g.unbind()), [gradients[self.names[i]] for i in members])
+            m.lerp_(g, 1 - self.momentum)
+            batch = orthogonalize(torch.lerp(g, m, self.momentum, out=g))
+            size = self.lr * math.sqrt(max(1.0, m.shape[-2] / m.shape[-1]))
             torch._foreach_add_([self.weights[i] for i in members], list(batch.unbind()), alpha=-size)
 
     def state(self) -> dict[str, Tensor]:
@@ -191,10 +195,15 @@ def orthogonalize(
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices  # X Xᵀ is the smaller of the two Gram matrices
     # Divided by the Frobenius norm, no singular value is above 1.
-    x = (x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)).to(dtype)
-    for _ in range(steps):
+    norm = x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    x = torch.div(x, norm, out=x.new_empty(x.shape, dtype=dtype)).reshape(-1, *x.shape[-2:])
+    for _ in range(
+        steps
+    ):  # sums in the matrix products that they belong to: no pass of their own over memory
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, factor, x, beta=a)
+    x = x.view(*matrices.shape[:-2], *x.shape[-2:])
     return (x.mT if tall else x).to(matrices.dtype)
 
 

@@ -108,6 +108,44 @@ def bars(values: Mapping[str, float], *, ax: Axes | None = None, unit: str = "",
     return ax
 
 
+def surprise(pieces: Sequence[str], nats: Sequence[float], *, columns: int = 110, most: float = 6.0) -> Axes:
+    """A text, token by token, each on a ground that is the darker the less it was expected.
+
+    `nats` are the tokens' losses; from `most` on, the ground is at its darkest. Lines longer than `columns`
+    characters go on in the next one. A line's end is shown, because it was predicted like everything else.
+    """
+    lines, grounds = [""], []  # grounds: line, column and loss of each character
+    for piece, loss in zip(pieces, nats, strict=True):
+        for character in piece:
+            if len(lines[-1]) == columns:
+                lines.append("")
+            grounds.append((len(lines) - 1, len(lines[-1]), min(loss, most)))
+            lines[-1] += "⏎" if character == "\n" else character
+            if character == "\n":
+                lines.append("")
+    # A character of DejaVu Sans Mono is 0.602 sizes wide, and in print a whole number of pixels.
+    across = 7 / mpl.rcParams["figure.dpi"]  # inches
+    size, down, rows = 72 * across / 0.602, 2.4 * across, len(lines)
+    width, height = across * columns + 0.2, down * rows + 0.75
+    figure = plt.figure(figsize=(width, height))
+    figure.set_layout_engine("none")
+    ax = figure.add_axes((0.1 / width, 0.7 / height, across * columns / width, down * rows / height))
+    ax.set(xlim=(0, columns), ylim=(rows, 0))
+    ax.axis("off")
+    shades = mpl.colors.ListedColormap(mpl.colormaps["YlOrBr"](np.linspace(0, 0.62)))
+    boxes = [[(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1)] for y, x, _ in grounds]
+    drawn = mpl.collections.PolyCollection(boxes, cmap=shades, array=[loss for *_, loss in grounds], lw=0)
+    drawn.set_clim(0, most)
+    ax.add_collection(drawn)
+    font = {"family": "DejaVu Sans Mono", "size": size, "va": "center", "parse_math": False}
+    for y, line in enumerate(lines):
+        ax.text(0, y + 0.5, line, **font)
+    bar = figure.add_axes((0.3, 0.46 / height, 0.4, 0.09 / height))
+    figure.colorbar(drawn, cax=bar, orientation="horizontal").set_label("nats: how unexpected it was", size=8)
+    bar.tick_params(labelsize=8)
+    return ax
+
+
 def matrix(values, *, ax: Axes | None = None, title: str = "", signed: bool = False) -> Axes:
     """A matrix as an image; `signed` centres the colours on 0."""
     values = np.asarray(values)

@@ -33,6 +33,7 @@ CASES = [
     Case("gelu", ((4, 1024, 3072),), "gpt"),
     Case("swiglu", ((4, 1024, 2048), (4, 1024, 2048)), "gpt"),
     Case("gelu_mlp", ((4, 1024, 768), (3072, 768), (3072,), (768, 3072), (768,)), "gpt"),
+    Case("swiglu_linear", ((4, 1024, 2, 1728), (640, 1728), None), "modern"),  # beyond the contract
     *(
         Case("attention", (*[(2, 1024, 4, D)] * 3, None, True, None, None), f"causal-{D}")
         for D in (16, 64, 128, 256)
@@ -50,10 +51,9 @@ def dtypes(gpu: str) -> list[torch.dtype]:
 
 
 def main(gpu: str) -> None:
+    engine = kernels.engine("triton")
     for case in CASES:
-        if "triton" not in kernels.operations.OPERATIONS[case.operation].engines:
-            continue
-        forward, backward = kernels.pair("triton", case.operation)
+        forward, backward = (getattr(engine, f"{case.operation}_{way}") for way in ("forward", "backward"))
         for dtype in dtypes(gpu):
             with compiling(GPUS[gpu]) as compiled:
                 y, saved = forward(*shapes_only(case, dtype))

@@ -311,6 +311,20 @@ def test_python_source_is_divided_by_package(tmp_path, monkeypatch):
     assert training == [contents[p, n] for p in ("json", "xml") for n in ("a", "b")]
 
 
+def test_a_sample_is_spread_over_the_training_part(tmp_path, monkeypatch):
+    from course.data import python_source
+
+    monkeypatch.setattr(python_source, "roots", lambda: [tmp_path])
+    texts = [f"# {i:07}\n" for i in range(12)]  # 10 bytes each
+    for i, text in enumerate(texts):
+        (tmp_path / f"p{i:02}").mkdir()
+        (tmp_path / f"p{i:02}/a.py").write_text(text)
+    training = [text for i, text in enumerate(texts) if not python_source.is_held_out(f"p{i:02}")]
+    assert list(data.sample("python_source", 10**6)) == training
+    assert list(data.sample("python_source", 10 * len(training) // 2)) == training[::2]
+    assert list(data.sample("python_source", 1)) == training[:1]
+
+
 # Fetching
 
 

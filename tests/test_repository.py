@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # What `course` is made of, ground first. A module imports from its own floor and those below.
 FLOORS = (
     ("config", "device"),
-    ("data", "tokenizer", "optim", "initial", "manual", "model"),
+    ("data", "tokenizer", "yardsticks", "optim", "initial", "manual", "model"),
     ("training", "inference", "runlog", "run_folder", "flops", "checkpoint", "distributed", "profiling"),
-    ("plots", "widgets", "assembly", "skipping", "interruption", "exercises", "doctor", "cli", "__main__"),
+    ("plots", "live", "widgets", "assembly", "skipping", "interruption", "exercises", "doctor", "cli", "__main__"),
 )
 
 

@@ -213,6 +213,18 @@ def test_evaluate_is_the_mean_over_the_text():
     assert training.evaluate(model, TOKENS, batch_size=7) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("make", [manual, lambda: Transformer(CONFIG, "torch", dtype=torch.float64)])
+def test_the_losses_of_tokens_are_those_that_evaluate_takes_the_mean_of(make):
+    model = make()
+    losses = training.token_losses(model, TOKENS, batch_size=5)
+    windows = (len(TOKENS) - 1) // CONFIG.context_length
+    assert losses.shape == (windows * CONFIG.context_length,) and losses.dtype == np.float32
+    assert losses.mean() == pytest.approx(training.evaluate(model, TOKENS), rel=1e-5)
+    first = torch.from_numpy(TOKENS[None, : CONFIG.context_length].astype(np.int64))
+    p = torch.as_tensor(model.logits(first)).softmax(-1)[0, 2, TOKENS[3]].item()
+    assert losses[2] == pytest.approx(-math.log(p), rel=1e-5)
+
+
 def test_nan_stops_training_with_step_and_name():
     model, steps = manual(), itertools.count()
     inner = model.loss_and_gradients

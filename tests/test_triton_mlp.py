@@ -8,6 +8,7 @@ import torch
 from course.device import DEVICE
 from kernels import reference
 from kernels.autograd import bind
+from kernels.packed import joined
 
 pytest.importorskip("triton", reason="Triton has no package for this platform")
 
@@ -105,3 +106,62 @@ def test_values_at_the_size_of_a_training_step():
     results = both_passes(mlp, values, dy), both_passes(reference, [v.double() for v in values], dy.double())
     for ours, theirs in zip(*results, strict=True):
         assert (ours.double() - theirs).norm() <= DTYPES[torch.bfloat16] * theirs.norm()
+
+
+# SwiGLU and the product after it
+
+
+def swiglu_inputs(*leading: int, F: int, C_out: int, bias: bool = True) -> list:
+    down_bias = drawn(C_out, seed=3) if bias else None
+    return [drawn(*leading, 2, F), drawn(C_out, F, seed=4, scale=F**-0.5), down_bias]
+
+
+def composed(values: list, dy: torch.Tensor) -> tuple:
+    """The same by the reference's two operations."""
+    whole, weight, bias = values
+    h, saved = reference.swiglu_forward(*whole.unbind(-2))
+    y, product = reference.linear_forward(h, weight, bias)
+    dh, dweight, dbias = reference.linear_backward(dy, product)
+    return y, torch.stack(reference.swiglu_backward(dh, saved), dim=-2), dweight, dbias
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize(
+    ("leading", "F", "C_out"),
+    [((3, 100), 200, 40), ((129,), 65, 17), ((2, 3), 8, 5), ((0,), 8, 5), ((1, 1), 264, 8)],
+)
+def test_swiglu_in_the_product_after_it(leading, F, C_out, bias, dtype):
+    rounded = [x if x is None else x.to(dtype) for x in swiglu_inputs(*leading, F=F, C_out=C_out, bias=bias)]
+    dy = drawn(*leading, C_out, seed=5).to(dtype)
+    y, saved = mlp.swiglu_linear_forward(*rounded)
+    ours = y, *mlp.swiglu_linear_backward(dy, saved)
+    theirs = composed([x if x is None else x.double() for x in rounded], dy.double())
+    for got, exact in zip(ours, theirs, strict=True):
+        if exact is None:
+            assert got is None
+            continue
+        assert got.shape == exact.shape and got.dtype == dtype
+        error = (got.double() - exact).norm() / exact.norm().clamp(min=1e-9)
+        assert error <= DTYPES[dtype], error
+
+
+def test_its_gradients_lie_side_by_side_and_autograd_has_them():
+    values = [x.float().requires_grad_() for x in swiglu_inputs(4, 5, F=24, C_out=6)]
+    ops, dy = bind("triton"), drawn(4, 5, 6, seed=5).float()
+    gradients = torch.autograd.grad(ops.swiglu_linear(*values), values, dy)
+    assert joined(gradients[0].split(1, dim=-2)) is not None
+    for got, exact in zip(gradients, composed([x.detach() for x in values], dy)[1:], strict=True):
+        torch.testing.assert_close(got, exact, rtol=1e-4, atol=1e-5)
+    assert bind("torch").swiglu_linear is None
+
+
+def test_shapes_that_do_not_fit_it_are_refused():
+    whole, weight, _ = swiglu_inputs(3, F=8, C_out=4)
+    whole, weight = whole.float(), weight.float()
+    for wrong in (whole[:, :1], whole[..., :7], whole.flatten(-2)):
+        with pytest.raises(ValueError, match=r"swiglu_linear: weight \(4, 8\) needs gate and up together"):
+            mlp.swiglu_linear_forward(wrong, weight)
+    _, saved = mlp.swiglu_linear_forward(whole, weight)
+    with pytest.raises(ValueError, match=r"no gradient \(3, 5\)"):
+        mlp.swiglu_linear_backward(drawn(3, 5).float(), saved)

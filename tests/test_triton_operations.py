@@ -10,7 +10,8 @@ from kernels import reference
 
 pytest.importorskip("triton", reason="Triton has no package for this platform")
 
-from kernels.triton import elementwise, embedding, matmul, rope
+from kernels.packed import joined
+from kernels.triton import activations, elementwise, embedding, matmul, rope
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -133,6 +134,26 @@ def test_rotating_in_place_needs_dense_features():
     x, table = drawn(1, 2, 1, 8)[..., ::2], drawn(2, 2)
     with pytest.raises(ValueError, match="neighbours"):
         rope.rope_(x, table, table)
+
+
+# SwiGLU
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 700), (5, 700), (4, 2, 3), (1, 1, 1, 5)])
+def test_the_halves_of_one_product_have_gradients_that_lie_side_by_side(shape):
+    whole, dy = drawn(*shape[:-1], 2 * shape[-1]), drawn(*shape, seed=1)
+    gate, up = whole.chunk(2, dim=-1)
+    if shape[-2] == 1:  # as a model cuts them
+        gate, up = whole.view(*shape[:-2], 2, shape[-1]).split(1, dim=-2)
+    found = activations.swiglu_backward(dy, (gate, up))
+    for d, exact in zip(
+        found, reference.swiglu_backward(dy.double(), (gate.double(), up.double())), strict=True
+    ):
+        torch.testing.assert_close(d.double(), exact, rtol=1e-4, atol=1e-5)
+    pieces = [d.view(-1, 1, shape[-1]) for d in found]
+    assert joined(tuple(pieces)) is not None
+    apart = activations.swiglu_backward(dy, (gate.contiguous(), up.contiguous()))
+    assert all(d.is_contiguous() and torch.equal(d, f) for d, f in zip(apart, found, strict=True))
 
 
 # Gradients of a wrong shape

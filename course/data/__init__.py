@@ -10,7 +10,7 @@ from course.data.copies import longest_copy
 from course.data.download import fetch
 from course.data.preparation import prepare, token_split
 from course.data.registry import DATA_DIR, DATASETS, PARTS, Dataset
-from course.data.texts import documents, find, fits_in_memory, load_text, split, stories
+from course.data.texts import documents, find, fits_in_memory, load_text, sample, split, stories
 from course.data.token_files import TokenFile, fingerprint, open_tokens, write_tokens
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "stories",
     "split",
     "documents",
+    "sample",
     "prepare",
     "token_split",
     "TokenFile",

@@ -50,6 +50,11 @@ def documents(part: str) -> Iterator[str]:
     Left out are files that are empty, that are not UTF-8, or whose very text came before, in either part:
     packages carry copies of others, and what is trained on must not be held out as well.
     """
+    return (text for _, text in with_packages(part))
+
+
+def with_packages(part: str) -> Iterator[tuple[str, str]]:
+    """(package, text) of each document."""
     held_out = part == "validation"
     seen = set()
     for root in roots():
@@ -64,4 +69,4 @@ def documents(part: str) -> Iterator[str]:
             except UnicodeDecodeError:
                 continue
             if text.strip() and is_held_out(package) == held_out:
-                yield text
+                yield package, text

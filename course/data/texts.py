@@ -1,8 +1,9 @@
 """From a dataset's name to its text: the file, its documents, its two parts."""
 
 import hashlib
+import math
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from course.data import python_source, registry
@@ -113,6 +114,16 @@ def documents(name: str, part: str) -> Iterator[str]:
         numbered = enumerate(chain.from_iterable(map(_read, found)))
         return (document for i, document in numbered if (i % every == every - 1) == held_out)
     return iter([split(name)[held_out]])
+
+
+def sample(name: str, n_bytes: int) -> Iterator[str]:
+    """Documents spread evenly over the training part, about `n_bytes` together: what to train a tokenizer on.
+
+    The first documents would not do where neighbours resemble each other, as the files of a package do. All
+    documents, if there are fewer bytes. Raises as `documents` does.
+    """
+    every = max(1, math.ceil(expected_bytes(name, "training") / n_bytes))
+    return islice(documents(name, "training"), 0, None, every)
 
 
 def expected_bytes(name: str, part: str) -> int:

@@ -1,7 +1,6 @@
 """What a recipe trains on: a tokenizer, and both parts of its text as tokens."""
 
 import math
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,20 +37,10 @@ def _tokenizer(recipe: Recipe) -> Tokenizer:
     if recipe.tokenizer == "char":
         return CharTokenizer.from_text(data.load_text(recipe.data))
     if recipe.tokenizer == "bpe":
-        documents = data.documents(recipe.data, "training")
-        return BPETokenizer.train(_first(documents, recipe.tokenizer_bytes), recipe.vocab_size)
+        return BPETokenizer.train(data.sample(recipe.data, recipe.tokenizer_bytes), recipe.vocab_size)
     if not Path(recipe.tokenizer).is_file():
         raise FileNotFoundError(
             f"There is no tokenizer at {recipe.tokenizer}: expected char, bpe, or a file that `python -m "
             "course tokenize train` wrote."
         )
     return BPETokenizer.load(recipe.tokenizer)
-
-
-def _first(documents: Iterable[str], n_bytes: int) -> Iterator[str]:
-    """Documents, until they have so many bytes together."""
-    for document in documents:
-        yield document
-        n_bytes -= len(document.encode())
-        if n_bytes <= 0:
-            return

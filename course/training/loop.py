@@ -35,6 +35,20 @@ def evaluate(model, tokens: np.ndarray, batch_size: int = 64) -> float:
     return total / count
 
 
+def token_losses(model, tokens: np.ndarray, batch_size: int = 16) -> np.ndarray:
+    """The loss of each token but the first, in nats, float32: of those that `evaluate` takes the mean of.
+
+    They are read in windows as there, so that a token at the start of one is predicted from little.
+    """
+    check_tokens(tokens, model.config.vocab_size)
+    to = functools.partial(device.put, beside=model.weights["embedding.weight"])
+    losses = []
+    for ids, targets in in_order(tokens, batch_size, model.config.context_length, to=to):
+        logits = torch.as_tensor(model.logits(ids)).float().flatten(0, -2)
+        losses.append(torch.nn.functional.cross_entropy(logits, targets.flatten(), reduction="none").cpu())
+    return torch.cat(losses).numpy()
+
+
 def train(
     model,
     optimizer,

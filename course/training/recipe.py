@@ -82,7 +82,7 @@ class Recipe:
     data: str = about("which text: see `python -m course data list`", "tales")
     tokenizer: str = about("char, bpe (trained on the text first), or the file of one", "char")
     vocab_size: PositiveInt | None = about("of bpe", None)
-    tokenizer_bytes: PositiveInt = about("of the text at most that bpe is trained on", 50_000_000)
+    tokenizer_bytes: PositiveInt = about("of the text, about, that bpe is trained on", 50_000_000)
     model: Model = Model()
     engine: str = about("whose kernels compute", "torch")
     optimizer: Optimizer = Optimizer()
@@ -95,7 +95,7 @@ class Recipe:
         "of the products; auto: what suits the machine", "auto"
     )
     compile: bool | None = about("torch.compile; null: on a GPU, but for the engines triton and cuda", None)
-    cuda_graphs: bool = about("replay compiled kernels as CUDA graphs: faster for small models", False)
+    cuda_graphs: bool = about("replay a step's kernels as CUDA graphs: faster for small models", False)
     log_every: PositiveInt = about("steps between looks at the losses", 10)
     evaluate_every: PositiveInt = about("steps between validations", 250)
     evaluation_tokens: PositiveInt | None = about("of the validation text; null: all", None)

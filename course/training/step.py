@@ -12,6 +12,7 @@ from course.data import Batches
 from course.model import Transformer
 from course.training import precision, schedule
 from course.training.recipe import Recipe
+from course.training.replay import Replay
 
 OWN_KERNELS = ("triton", "cuda")  # engines that do without the library's kernels: their optimizer is one, too
 
@@ -47,8 +48,11 @@ class Step:
         # Our kernels are compiled already; around them torch.compile would find little to fuse.
         worthwhile = on_gpu and recipe.engine not in OWN_KERNELS
         self.compiled = worthwhile if recipe.compile is None else recipe.compile
-        mode = "reduce-overhead" if recipe.cuda_graphs and on_gpu else "default"
+        graphs = recipe.cuda_graphs and on_gpu
+        mode = "reduce-overhead" if graphs else "default"
         self._compute_loss = torch.compile(self.loss, mode=mode) if self.compiled else self.loss
+        self.replayed = graphs and not self.compiled  # the compiler records graphs of its own
+        self.replay: Replay | None = None  # made of the first piece
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """The model's loss, its products in the recipe's precision."""
@@ -84,14 +88,15 @@ class Step:
     def _loss_and_gradients(self, step: int, scale: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss of a batch and its gradients, from pieces of equal size, one after the other."""
         ids, targets = self.batches.at(step)
-        n, weights = self.recipe.accumulation, list(self.computing.weights.values())
+        n = self.recipe.accumulation
         total, gradients = 0.0, None
         for piece in zip(ids.chunk(n), targets.chunk(n), strict=True):
             if self.compiled:  # the first call imports the compiler, which takes seconds
                 torch.compiler.cudagraph_mark_step_begin()
-            loss = self._compute_loss(*piece)
-            new = torch.autograd.grad(loss * scale, weights)
-            total = total + loss.detach() / n
+            if self.replayed and self.replay is None:
+                self.replay = Replay(self._of_piece, *piece)
+            loss, new = (self.replay or self._of_piece)(*piece, scale)
+            total = total + loss / n
             if n == 1 and scale == 1.0:
                 gradients = list(new)
             elif gradients is None:  # a copy: a CUDA graph writes the next ones to the same place
@@ -101,6 +106,11 @@ class Step:
         if n * scale != 1.0:
             torch._foreach_mul_(gradients, 1 / (n * scale))
         return total, dict(zip(self.weights, gradients, strict=True))
+
+    def _of_piece(self, ids: Tensor, targets: Tensor, scale: float | Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The loss, and the gradients of `scale` times it."""
+        loss = self._compute_loss(ids, targets)
+        return loss.detach(), torch.autograd.grad(loss * scale, list(self.computing.weights.values()))
 
     def compile(self) -> float:
         """Compile, by a computation whose result nobody uses. -> seconds

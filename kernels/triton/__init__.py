@@ -30,7 +30,13 @@ from kernels.triton.losses import (  # noqa: F401
     linear_cross_entropy_inference,
 )
 from kernels.triton.matmul import linear_backward, linear_forward  # noqa: F401
-from kernels.triton.mlp import gelu_mlp_backward, gelu_mlp_forward, gelu_mlp_inference  # noqa: F401
+from kernels.triton.mlp import (  # noqa: F401
+    gelu_mlp_backward,
+    gelu_mlp_forward,
+    gelu_mlp_inference,
+    swiglu_linear_backward,
+    swiglu_linear_forward,
+)
 from kernels.triton.norms import (  # noqa: F401
     add_layernorm_backward,
     add_layernorm_forward,
@@ -41,5 +47,5 @@ from kernels.triton.norms import (  # noqa: F401
     rmsnorm_backward,
     rmsnorm_forward,
 )
-from kernels.triton.rope import rope_backward, rope_forward  # noqa: F401
+from kernels.triton.rope import rope_, rope_backward, rope_forward  # noqa: F401
 from kernels.triton.softmax import softmax_backward, softmax_forward  # noqa: F401

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.packed import empty_beside
 from kernels.triton.arithmetic import LOG2_E
 from kernels.triton.launch import cdiv, check, check_gradient, empty, launch, matrix
 
@@ -75,28 +76,51 @@ def _swiglu_forward(gate, up, y, gate_stride, up_stride, C, BLOCK: tl.constexpr)
 
 
 @triton.jit
-def _swiglu_backward(dy, gate, up, dgate, dup, dy_stride, gate_stride, up_stride, C, BLOCK: tl.constexpr):
-    at_dy, out, columns, inside = _place(dy_stride, C, BLOCK)
+def _swiglu_backward(
+    dy,
+    gate,
+    up,
+    dgate,
+    dup,
+    dy_stride,
+    gate_stride,
+    up_stride,
+    dgate_stride,
+    dup_stride,
+    C,
+    BLOCK: tl.constexpr,
+):
+    at_dy, _, columns, inside = _place(dy_stride, C, BLOCK)
     at_gate, _, _, _ = _place(gate_stride, C, BLOCK)
     at_up, _, _, _ = _place(up_stride, C, BLOCK)
+    at_dgate, _, _, _ = _place(dgate_stride, C, BLOCK)
+    at_dup, _, _, _ = _place(dup_stride, C, BLOCK)
     dy = _load(dy + at_dy, columns, inside)
     gate, up = _load(gate + at_gate, columns, inside), _load(up + at_up, columns, inside)
     sigma = tl.sigmoid(gate)
     silu = gate * sigma
-    _store(dgate + out, columns, dy * up * (sigma + silu * (1 - sigma)), inside)
-    _store(dup + out, columns, dy * silu, inside)
+    _store(dgate + at_dgate, columns, dy * up * (sigma + silu * (1 - sigma)), inside)
+    _store(dup + at_dup, columns, dy * silu, inside)
 
 
-def _run(kernel, *inputs: Tensor, n_outputs: int = 1) -> list[Tensor]:
-    """The kernel over arrays of one shape, dense ones as one long row, others row by row."""
-    outputs = [empty(inputs[0]) for _ in range(n_outputs)]
-    if all(x.is_contiguous() for x in inputs):
-        n, C, strides = 1, inputs[0].numel(), (0,) * len(inputs)
+def _run(kernel, *arrays: Tensor) -> Tensor:
+    """The kernel over inputs of one shape and a dense output, which is the result."""
+    y = empty(arrays[0])
+    _launch(kernel, *arrays, also=(y,))
+    return y
+
+
+def _launch(kernel, *arrays: Tensor, also: tuple[Tensor, ...] = ()) -> None:
+    """The kernel over arrays of one shape, dense ones as one long row, others row by row.
+
+    The kernel takes them, those of `also`, the rows' distance in each of the first, and their length.
+    """
+    if all(x.is_contiguous() for x in arrays):
+        n, C, strides = 1, arrays[0].numel(), (0,) * len(arrays)
     else:
-        inputs = [matrix(x) for x in inputs]
-        (n, C), strides = inputs[0].shape, [x.stride(0) for x in inputs]
-    launch(kernel, (n * cdiv(C, BLOCK),), *inputs, *outputs, *strides, C, BLOCK=BLOCK)
-    return outputs
+        arrays = [matrix(x) for x in arrays]
+        (n, C), strides = arrays[0].shape, [x.stride(0) for x in arrays]
+    launch(kernel, (n * cdiv(C, BLOCK),), *arrays, *also, *strides, C, BLOCK=BLOCK)
 
 
 def gelu_forward(x: Tensor):
@@ -105,14 +129,14 @@ def gelu_forward(x: Tensor):
     x of any shape, float32, bfloat16 or float16. Raises `TypeError` for other dtypes.
     """
     check("gelu", x)
-    return _run(_gelu_forward, x)[0], (x,)
+    return _run(_gelu_forward, x), (x,)
 
 
 def gelu_backward(dy: Tensor, saved: tuple) -> Tensor:
     """-> dx."""
     check("gelu", dy, *saved)
     check_gradient("gelu", dy, *saved)
-    return _run(_gelu_backward, dy, *saved)[0]
+    return _run(_gelu_backward, dy, *saved)
 
 
 def swiglu_forward(gate: Tensor, up: Tensor):
@@ -124,11 +148,16 @@ def swiglu_forward(gate: Tensor, up: Tensor):
     check("swiglu", gate, up)
     if gate.shape != up.shape:
         raise ValueError(f"swiglu: gate {tuple(gate.shape)} and up {tuple(up.shape)} must have one shape.")
-    return _run(_swiglu_forward, gate, up)[0], (gate, up)
+    return _run(_swiglu_forward, gate, up), (gate, up)
 
 
 def swiglu_backward(dy: Tensor, saved: tuple):
-    """-> dgate, dup."""
+    """-> dgate, dup: neighbours in one array, where gate and up are."""
     check("swiglu", dy, *saved)
     check_gradient("swiglu", dy, saved[0])
-    return tuple(_run(_swiglu_backward, dy, *saved, n_outputs=2))
+    gate, up = saved
+    dgate, dup = (
+        d.view(gate.shape) for d in empty_beside(matrix(gate).unsqueeze(1), matrix(up).unsqueeze(1))
+    )
+    _launch(_swiglu_backward, dy, gate, up, dgate, dup)
+    return dgate, dup

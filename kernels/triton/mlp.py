@@ -1,4 +1,4 @@
-"""An MLP whose GELU happens inside its matrix products, before their results are stored.
+"""MLPs whose nonlinearity happens inside their matrix products, before the results are stored.
 
 GELU on its own reads and writes N x F numbers in the forward pass, and reads two and writes one of them for
 each in the backward pass, which takes a GPU most of the time of the product beside it. Here a tile of
@@ -8,6 +8,9 @@ each in the backward pass, which takes a GPU most of the time of the product bes
 
 while it is still in registers, so that the forward pass never reads pre, and dh never stands in memory. The
 other products have nothing to be fused with and stay with the library.
+
+Of a SwiGLU MLP only the second is worth it: a tile of dh = dy Wd becomes those of dgate and dup, where SwiGLU
+on its own would read dh again. (In the forward pass the library's product is faster by as much as is saved.)
 """
 
 import torch
@@ -17,7 +20,15 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from kernels.checks import check_mlp
-from kernels.triton.activations import SLOPE, gelu_backward, gelu_forward, sigmoid_of_gelu
+from kernels.packed import joined
+from kernels.triton.activations import (
+    SLOPE,
+    gelu_backward,
+    gelu_forward,
+    sigmoid_of_gelu,
+    swiglu_backward,
+    swiglu_forward,
+)
 from kernels.triton.arithmetic import corner, dot, halves
 from kernels.triton.elementwise import sum_middle
 from kernels.triton.launch import INTERPRETED, check, for_tma, gpu, launch, matrix, padded, tiles
@@ -100,6 +111,45 @@ def _down_backward_kernel(
         _store_gradient(right, pre_desc, dpre_desc, row, column + BLOCK_N // 2, QUICK)
 
 
+@triton.jit
+def _store_swiglu_gradients(dh, gate_desc, up_desc, dgate_desc, dup_desc, row, column, QUICK: tl.constexpr):
+    """dh up silu'(gate), and dh silu(gate). The sigmoid with `QUICK` as in `_sigmoid`."""
+    gate = gate_desc.load([row, column]).to(tl.float32)
+    up = up_desc.load([row, column]).to(tl.float32)
+    if QUICK:
+        tanh = tl.inline_asm_elementwise(
+            "tanh.approx.f32 $0, $1;", "=f,f", [gate * 0.5], dtype=tl.float32, is_pure=True, pack=1
+        )
+        sigma = tanh * 0.5 + 0.5
+    else:
+        sigma = tl.sigmoid(gate)
+    silu = gate * sigma
+    dgate_desc.store([row, column], (dh * up * (sigma + silu * (1 - sigma))).to(dgate_desc.dtype))
+    dup_desc.store([row, column], (dh * silu).to(dup_desc.dtype))
+
+
+@triton.jit
+def _swiglu_down_backward_kernel(
+    dy_ptr, dy_desc, down_desc, gate_desc, up_desc, dgate_desc, dup_desc, M, N, K,
+    QUICK: tl.constexpr, PROGRAMS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """dgate and dup `(M, N)`, from dh = dy Wd a quarter of a tile at a time: four arrays want room."""
+    n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
+    for tile in tl.range(tl.program_id(0), n_tiles, PROGRAMS, flatten=True):
+        row, column = corner(tile, M, N, BLOCK_M, BLOCK_N)
+        total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for k in range(0, K, BLOCK_K):
+            total = dot(dy_desc.load([row, k]), down_desc.load([k, column]), total)
+        left, right = halves(total)
+        for i in tl.static_range(2):
+            first, second = halves(left if i == 0 else right)
+            place = column + i * (BLOCK_N // 2)
+            _store_swiglu_gradients(first, gate_desc, up_desc, dgate_desc, dup_desc, row, place, QUICK)
+            place += BLOCK_N // 4
+            _store_swiglu_gradients(second, gate_desc, up_desc, dgate_desc, dup_desc, row, place, QUICK)
+
+
 def _fuses(x: Tensor) -> bool:
     """Whether to use the kernels above: they are made for Hopper's copy engine and 16-bit tensor cores.
 
@@ -109,14 +159,17 @@ def _fuses(x: Tensor) -> bool:
     return INTERPRETED or (gpu(x).capability == 90 and x.dtype != torch.float32)
 
 
-def _product(kernel, a: Tensor, b: Tensor, b_transposed: bool, results: tuple, bias=()) -> None:
-    """Launch a kernel above: results `(M, N)`, from a `(M, K)` and b `(K, N)`, or `(N, K)` if transposed."""
+def _product(kernel, a: Tensor, b: Tensor, b_transposed: bool, results: tuple, bias=(), parts=2) -> None:
+    """Launch a kernel above: results `(M, N)`, from a `(M, K)` and b `(K, N)`, or `(N, K)` if transposed.
+
+    Results are loaded and stored in so many parts of a tile.
+    """
     (M, K), N = a.shape, results[0].shape[1]
     if M == 0:  # of nothing there is no descriptor
         return
     programs = gpu(a).processors
     m, n, k = (CONFIG[f"BLOCK_{side}"] for side in "MNK")
-    blocks = (a, (m, k)), (b, (n, k) if b_transposed else (k, n)), *((y, (m, n // 2)) for y in results)
+    blocks = (a, (m, k)), (b, (n, k) if b_transposed else (k, n)), *((y, (m, n // parts)) for y in results)
     a_tiles, b_tiles, *result_tiles = (tiles(x, x.shape, x.stride(), block) for x, block in blocks)
     # `launch` asks its first argument for the GPU, and a descriptor does not know it.
     launch(
@@ -170,6 +223,42 @@ def gelu_mlp_backward(dy: Tensor, saved: tuple):
         dpre = gelu_backward(flat @ down, (pre,))
     dup, ddown = dpre.t() @ matrix(x), flat.t() @ h
     return (dpre @ up).view(x.shape), dup, _sum(dpre, has_up_bias), ddown, _sum(flat, has_down_bias)
+
+
+def swiglu_linear_forward(whole: Tensor, weight: Tensor, bias: Tensor | None = None):
+    """y = swiglu(gate, up) weightᵀ + bias, with gate and up as they come out of one product.
+
+    whole `(..., 2, F)`, weight `(C_out, F)`, bias `(C_out)` or None -> y `(..., C_out)`; float32, bfloat16 or
+    float16, all of one dtype. Raises `ValueError` for shapes and devices, `TypeError` for dtypes.
+    """
+    check("swiglu_linear", whole, weight, bias)
+    if whole.dim() < 2 or whole.shape[-2] != 2 or whole.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"swiglu_linear: weight {tuple(weight.shape)} needs gate and up together, of shape "
+            f"(..., 2, {weight.shape[1]}), got {tuple(whole.shape)}."
+        )
+    h, _ = swiglu_forward(*whole.unbind(-2))
+    return linear(h, weight, bias), (whole, weight, h, bias is not None)
+
+
+def swiglu_linear_backward(dy: Tensor, saved: tuple):
+    """-> dwhole, dweight, dbias (None for a bias that is None)."""
+    whole, weight, h, has_bias = saved
+    check("swiglu_linear", dy, whole, weight)
+    if dy.shape != (*whole.shape[:-2], weight.shape[0]):
+        raise ValueError(
+            f"swiglu_linear: gate and up {tuple(whole.shape)} and weight {tuple(weight.shape)} have no "
+            f"gradient {tuple(dy.shape)}."
+        )
+    pair = whole.contiguous().view(-1, *whole.shape[-2:])
+    flat, dpair = for_tma(matrix(dy)), torch.empty_like(pair)
+    if _fuses(dy) and pair.shape[-1] * pair.element_size() % 16 == 0:
+        arrays = (*pair.unbind(1), *dpair.unbind(1))
+        _product(_swiglu_down_backward_kernel, flat, for_tma(matrix(weight)), False, arrays, parts=4)
+    else:
+        dgate, dup = swiglu_backward((flat @ weight).unsqueeze(1), pair.split(1, dim=1))
+        dpair = joined((dgate, dup))
+    return dpair.view(whole.shape), flat.t() @ matrix(h), _sum(flat, has_bias)
 
 
 def _sum(d: Tensor, wanted: bool) -> Tensor | None:
