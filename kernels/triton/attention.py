@@ -281,8 +281,7 @@ def rotary_attention_forward(
 
     qkv `(B, T, H + 2 H_kv, D)`: queries, keys and values side by side, H = n_head of them queries. cos and
     sin `(T, D/2)` as for `rope_forward`; sink and window as for `attention_forward` -> y `(B, T, H, D)`.
-    `saved` holds what `attention_forward` saves, and the tables. Raises `ValueError` for shapes and devices,
-    `TypeError` for dtypes.
+    Raises `ValueError` for shapes and devices, `TypeError` for dtypes.
     """
     n_kv_head, odd = divmod(qkv.shape[-2] - n_head, 2)
     if n_kv_head < 1 or odd:
@@ -290,19 +289,21 @@ def rotary_attention_forward(
             f"rotary_attention: expected {n_head} heads of queries and as many of keys as of values, got "
             f"{qkv.shape[-2]} heads together."
         )
+    heads = n_head, n_kv_head, n_kv_head
     cos, sin = cos.contiguous(), sin.contiguous()
     rope_(qkv.narrow(-2, 0, n_head + n_kv_head), cos, sin)
-    y, saved = attention_forward(*qkv.split((n_head, n_kv_head, n_kv_head), dim=-2), sink, True, window)
-    return y, (*saved, cos, sin)
+    y, saved = attention_forward(*qkv.split(heads, dim=-2), sink, True, window)
+    return y, (qkv, heads, cos, sin, *saved[3:])
 
 
 def rotary_attention_backward(dy: Tensor, saved: tuple):
-    """-> dqkv, dsink (None without a sink): the gradients before the turn, made side by side."""
-    *saved, cos, sin = saved
-    q, k = saved[:2]
-    by_kernels = q.shape[-1] == max(16, power_of_2(q.shape[-1], WIDEST_HEAD))  # a tile has D columns, no more
-    *gradients, dsink = _backward(dy, saved, cos if by_kernels else None, sin if by_kernels else None)
-    dqkv = joined(gradients)
+    """-> dqkv, dsink (None without a sink). dqkv is that of the queries and keys before they were turned."""
+    qkv, heads, cos, sin, *saved = saved
+    D = qkv.shape[-1]
+    by_kernels = max(16, power_of_2(D, WIDEST_HEAD)) == D  # a tile is no wider than a head
+    tables = (cos, sin) if by_kernels else (None, None)
+    dq, dk, dv, dsink = _backward(dy, (*qkv.split(heads, dim=-2), *saved), *tables)
+    dqkv = joined((dq, dk, dv))
     if not by_kernels:
-        rope_(dqkv.narrow(-2, 0, q.shape[-2] + k.shape[-2]), cos, sin, inverse=True)
+        rope_(dqkv.narrow(-2, 0, heads[0] + heads[1]), cos, sin, inverse=True)
     return dqkv, dsink
