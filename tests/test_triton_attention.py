@@ -360,12 +360,12 @@ def test_rotary_attention_equals_rope_and_attention(monkeypatch, dtype, shape, w
     inputs = (qkv, H, *tables(T, D, dtype), drawn(H, seed=2, dtype=dtype) if sink else None, window)
     exact = [x.double() if isinstance(x, torch.Tensor) else x for x in inputs]
     expected = composed(*exact, dy=dy.double(), kept=dtype)
-    for ours, theirs in zip(both_rotary_passes(*inputs, dy=dy), expected, strict=True):
-        assert (ours is None) == (theirs is None)
-        if ours is None:
-            continue
+    y, dqkv, dsink = zip(both_rotary_passes(*inputs, dy=dy), expected, strict=True)
+    assert (dsink[0] is not None) == (dsink[1] is not None) == sink
+    # dsink: a few sums of dy · y, in which the terms cancel and the rounding of y does not
+    for (ours, theirs), times in ((y, 1), (dqkv, 1), *([(dsink, 2)] if sink else [])):
         assert ours.shape == theirs.shape and ours.dtype == dtype and ours.is_contiguous()
-        assert (ours - theirs).norm() / max(theirs.norm().item(), 1.0) <= TOLERANCE[dtype]
+        assert (ours - theirs).norm() / max(theirs.norm().item(), 1.0) <= times * TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize(
