@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from course.config import ModelConfig
 from course.initial import initial_weights, rope_tables
 from kernels.autograd import bind
-from kernels.packed import unpack, unpack_rotated
+from kernels.packed import unpack
 
 
 def as_tensors(
@@ -176,9 +176,17 @@ class Attention(nn.Module):
         weight = torch.cat([layer.weight for layer in layers])
         bias = None if self.q.bias is None else torch.cat([layer.bias for layer in layers])
         qkv = self.ops.linear(x, weight, bias).unflatten(-1, (-1, self.d_head))
-        q, k, v = unpack(qkv, heads) if rope is None else unpack_rotated(qkv, heads, *rope, self.ops)
-        y = self.ops.attention(q, k, v, self.sink, True, self.window)
-        return self.o(y.flatten(-2))
+        return self.o(self._attend(qkv, heads, rope).flatten(-2))
+
+    def _attend(self, qkv: Tensor, heads: tuple[int, int, int], rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        if rope is None:
+            q, k, v = unpack(qkv, heads)
+        elif self.ops.rotary_attention is not None and not torch.compiler.is_compiling():
+            return self.ops.rotary_attention(qkv, heads[0], *rope, self.sink, self.window)
+        else:
+            qk, v = unpack(qkv, (heads[0] + heads[1], heads[2]))
+            q, k = unpack(self.ops.rope(qk, *rope), heads[:2])
+        return self.ops.attention(q, k, v, self.sink, True, self.window)
 
 
 class MLP(nn.Module):

@@ -39,7 +39,12 @@ _TYPES = {
     "softmax_scale": "float?",
     "ignore_index": "int",
 }
-SWIGLU_LINEAR = Operation("swiglu_linear", ("whole", "weight", "bias"), ("whole", "weight", "bias"))
+# What an engine may have beyond the contract, and a model uses where it is there: operations that are fused
+# with what comes before them. Called with every input; `rotary_attention` uses up its first.
+FUSED = (
+    Operation("swiglu_linear", ("whole", "weight", "bias"), ("whole", "weight", "bias")),
+    Operation("rotary_attention", ("qkv", "n_head", "cos", "sin", "sink", "window"), ("qkv", "sink")),
+)
 
 
 def bind(engine: str) -> SimpleNamespace:
@@ -53,11 +58,9 @@ def bind(engine: str) -> SimpleNamespace:
         if engine in operation.engines:
             own = getattr(module, name, None)
             bound[name] = own if callable(own) else differentiable(engine, name)
-    # What an engine may have beyond the contract, and a model uses where it is there: rotations in place, for
-    # `kernels.packed`, and a product fused with what comes before it.
-    bound["rope_"] = getattr(module, "rope_", None)
-    fused = [getattr(module, f"{SWIGLU_LINEAR.name}_{way}", None) for way in ("forward", "backward")]
-    bound[SWIGLU_LINEAR.name] = _function(SWIGLU_LINEAR, *fused) if all(fused) else None
+    for operation in FUSED:
+        pair = [getattr(module, f"{operation.name}_{way}", None) for way in ("forward", "backward")]
+        bound[operation.name] = _function(operation, *pair) if all(pair) else None
     return SimpleNamespace(**bound)
 
 

@@ -5,8 +5,6 @@ all of them; unless they already lie side by side. `empty_beside` makes room for
 `unpack` notices.
 """
 
-from types import SimpleNamespace
-
 import torch
 from torch import Tensor
 
@@ -27,37 +25,6 @@ class _Unpack(torch.autograd.Function):
     def backward(ctx, *pieces):
         whole = joined(pieces)
         return torch.cat(pieces, dim=-2) if whole is None else whole, None
-
-
-def unpack_rotated(
-    whole: Tensor, sizes: tuple[int, int, int], cos: Tensor, sin: Tensor, ops: SimpleNamespace
-) -> tuple[Tensor, ...]:
-    """`unpack` of queries, keys and values, `(B, T, H, D)` together, the first two with their `rope`.
-
-    An engine with a `rope_` turns them where they are, and `whole` is used up by that; so nothing has to be
-    put together in the backward pass, in which the gradients are turned back where they are.
-    """
-    if ops.rope_ is not None and not torch.compiler.is_compiling():
-        return _UnpackRotated.apply(whole, sizes, cos, sin, ops.rope_)
-    qk, v = unpack(whole, (sizes[0] + sizes[1], sizes[2]))
-    return *unpack(ops.rope(qk, cos, sin), sizes[:2]), v
-
-
-class _UnpackRotated(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, whole, sizes, cos, sin, rope_):
-        ctx.turned, ctx.rope_ = sizes[0] + sizes[1], rope_
-        ctx.save_for_backward(cos, sin)
-        rope_(whole[..., : ctx.turned, :], cos, sin)
-        return whole.split(sizes, dim=-2)
-
-    @staticmethod
-    def backward(ctx, *pieces):
-        whole = joined(pieces)  # made by the backward pass of attention, for nobody but this one
-        if whole is None:
-            whole = torch.cat(pieces, dim=-2)
-        ctx.rope_(whole[..., : ctx.turned, :], *ctx.saved_tensors, inverse=True)
-        return whole, None, None, None, None
 
 
 def joined(pieces: tuple[Tensor, ...]) -> Tensor | None:

@@ -22,6 +22,7 @@ VARIANTS = {
     "gpt2-untied": preset("gpt2", **SMALL, tie_embeddings=False),
     "modern": preset("modern", **SMALL),
     "modern-window": preset("modern", **SMALL, sliding_window=5),
+    "modern-wide": preset("modern", **SMALL | {"d_model": 64, "n_layer": 1}),
     "modern-untied": preset("modern", **SMALL, tie_embeddings=False, n_kv_head=1),
     "modern-plain": preset("modern", **SMALL, attention_sink=False, n_kv_head=4, bias=True),
 }
@@ -69,7 +70,7 @@ def test_parity(variant, device):
             assert (gradients[name] - first[name]).abs().max() < 1e-10, f"{name}, {who}"
 
 
-@pytest.mark.parametrize("variant", ["char", "gpt2", "modern", "modern-window"])
+@pytest.mark.parametrize("variant", ["char", "gpt2", "modern", "modern-window", "modern-wide"])
 def test_one_checkpoint_on_all_engines(variant, tmp_path):
     """By hand and by autograd, on all four: loss and every gradient against float64, for the same batch."""
     config = VARIANTS[variant]

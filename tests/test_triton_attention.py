@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from operation_cases import draw_like
 
 from course.device import DEVICE
+from course.initial import rope_tables
 from kernels import reference
-from kernels.packed import joined
+from kernels.autograd import bind
+from kernels.packed import joined, unpack
 
 pytest.importorskip("triton", reason="Triton has no package for this platform")
 
@@ -313,7 +315,130 @@ def test_sizes_of_real_models(dtype, D):
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+# With rotary positions
+
+
+def tables(T: int, D: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    return tuple(torch.from_numpy(table).to(DEVICE, dtype) for table in rope_tables(T, D, 100.0))
+
+
+def composed(qkv, n_head, cos, sin, sink, window, dy, kept=torch.float64) -> tuple:
+    """y, dqkv and dsink of `rotary_attention` by the reference's two operations. Turned queries and keys are
+    rounded to the dtype that they are `kept` in."""
+    n_kv_head = (qkv.shape[2] - n_head) // 2
+    qk, v = qkv.split((n_head + n_kv_head, n_kv_head), dim=2)
+    turned, rope = reference.rope_forward(qk, cos, sin)
+    turned = turned.to(kept).to(qk.dtype)
+    y, saved = reference.attention_forward(*turned.split((n_head, n_kv_head), dim=2), v, sink, True, window)
+    dq, dk, dv, dsink = reference.attention_backward(dy, saved)
+    return y, torch.cat((reference.rope_backward(torch.cat((dq, dk), dim=2), rope), dv), dim=2), dsink
+
+
+def both_rotary_passes(qkv, *inputs, dy) -> tuple:
+    y, saved = attention.rotary_attention_forward(qkv.clone(), *inputs)
+    return y, *attention.rotary_attention_backward(dy, saved)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("shape", "window", "sink"),
+    [
+        ((2, 21, 2, 2, 16), None, False),
+        ((1, 37, 4, 2, 16), 9, True),
+        ((1, 33, 3, 1, 64), None, True),
+        ((2, 19, 4, 2, 24), 12, True),
+        ((1, 17, 1, 1, 80), None, False),
+        ((1, 5, 2, 1, 6), None, False),
+        ((1, 1, 1, 1, 32), None, True),
+    ],
+    ids=["plain", "window-sink-grouped", "multi-query", "width-24", "width-80", "width-6", "one"],
+)
+def test_rotary_attention_equals_rope_and_attention(monkeypatch, dtype, shape, window, sink):
+    tile(monkeypatch, 16, 16)
+    B, T, H, H_kv, D = shape
+    qkv, dy = drawn(B, T, H + 2 * H_kv, D, dtype=dtype), drawn(B, T, H, D, seed=1, dtype=dtype)
+    inputs = (qkv, H, *tables(T, D, dtype), drawn(H, seed=2, dtype=dtype) if sink else None, window)
+    exact = [x.double() if isinstance(x, torch.Tensor) else x for x in inputs]
+    expected = composed(*exact, dy=dy.double(), kept=dtype)
+    y, dqkv, dsink = zip(both_rotary_passes(*inputs, dy=dy), expected, strict=True)
+    assert (dsink[0] is not None) == (dsink[1] is not None) == sink
+    # dsink: a few sums of dy · y, in which the terms cancel and the rounding of y does not
+    for (ours, theirs), times in ((y, 1), (dqkv, 1), *([(dsink, 2)] if sink else [])):
+        assert ours.shape == theirs.shape and ours.dtype == dtype and ours.is_contiguous()
+        assert (ours - theirs).norm() / max(theirs.norm().item(), 1.0) <= times * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize(
+    ("D", "passes"), [(16, [False]), (64, [False]), (24, [False, True]), (8, [False, True])]
+)
+def test_only_widths_that_no_tile_has_are_turned_back_by_a_kernel_of_their_own(monkeypatch, D, passes):
+    inverse, rope_ = [], attention.rope_
+    monkeypatch.setattr(
+        attention, "rope_", lambda *a, **how: inverse.append(how.get("inverse", False)) or rope_(*a, **how)
+    )
+    both_rotary_passes(drawn(1, 5, 4, D), 2, *tables(5, D), None, None, dy=drawn(1, 5, 2, D))
+    assert inverse == passes
+
+
+def test_a_kept_plan_takes_the_tables_of_its_call(monkeypatch):
+    tile(monkeypatch, 16, 16)
+    qkv, dy, (cos, sin) = drawn(1, 20, 4, 16), drawn(1, 20, 2, 16, seed=1), tables(20, 16)
+    gaps = [torch.stack((x, torch.full_like(x, torch.nan)), dim=-1)[..., 0] for x in (cos, sin)]
+    first = both_rotary_passes(qkv, 2, cos, sin, None, None, dy=dy)
+    again = both_rotary_passes(qkv, 2, *gaps, None, None, dy=dy)
+    other = both_rotary_passes(qkv, 2, cos, -sin, None, None, dy=dy)
+    assert attention._plan_backward.cache_info().misses == 1
+    assert torch.equal(again[1], first[1]) and not torch.equal(other[1], first[1])
+    torch.testing.assert_close(other[1], composed(qkv, 2, cos, -sin, None, None, dy)[1], rtol=1e-4, atol=1e-5)
+    _, saved = attention.attention_forward(*qkv.split((2, 1, 1), dim=2))  # alike, and nothing turned
+    attention.attention_backward(dy, saved)
+    assert attention._plan_backward.cache_info().misses == 2
+
+
+def test_descriptors_and_rotary_positions(monkeypatch):
+    tile(monkeypatch, 16, 16)
+    qkv, dy = (drawn(2, 37, heads, 16, seed=heads, dtype=torch.float16) for heads in (8, 4))
+    inputs = (qkv, 4, *tables(37, 16, torch.float16), drawn(4, dtype=torch.float16), 20)
+    expected = both_rotary_passes(*inputs, dy=dy)
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("this GPU has no copy engine")
+    made = copied_by_hardware(monkeypatch)
+    for a, b in zip(both_rotary_passes(*inputs, dy=dy), expected, strict=True):
+        assert torch.equal(a, b)
+    assert made
+
+
+def test_autograd_has_the_gradient_of_what_was_used_up():
+    ops, (cos, sin), sink = bind("triton"), tables(9, 16), drawn(4).requires_grad_()
+    x, dy = drawn(2, 9, 8, 16).requires_grad_(), drawn(2, 9, 4, 16, seed=1)
+    qk, v = unpack(2 * x, (6, 2))
+    q, k = unpack(ops.rope(qk, cos, sin), (4, 2))
+    expected = torch.autograd.grad(ops.attention(q, k, v, sink, True, 5), (x, sink), dy)
+    got = torch.autograd.grad(ops.rotary_attention(2 * x, 4, cos, sin, sink, 5), (x, sink), dy)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert bind("torch").rotary_attention is None
+
+
+@pytest.mark.gpu
+@DTYPES
+@pytest.mark.parametrize("D", [32, 64, 96, 128, 256])
+def test_rotary_attention_of_real_sizes(dtype, D):
+    qkv, dy = drawn(2, 1001, 8, D, dtype=dtype), drawn(2, 1001, 4, D, seed=1, dtype=dtype)
+    inputs = (qkv, 4, *tables(1001, D, dtype), drawn(4, dtype=dtype), 300)
+    exact = [x.double().cpu() if isinstance(x, torch.Tensor) else x for x in inputs]
+    expected = composed(*exact, dy=dy.double().cpu(), kept=dtype)
+    for ours, theirs in zip(both_rotary_passes(*inputs, dy=dy), expected, strict=True):
+        assert (ours.double().cpu() - theirs).norm() / theirs.norm() <= TOLERANCE[dtype]
+
+
 # Bad input
+
+
+@pytest.mark.parametrize("heads", [2, 3, 5])
+def test_heads_that_are_no_queries_keys_and_values_are_refused(heads):
+    with pytest.raises(ValueError, match=f"expected 2 heads of queries .* got {heads} heads together"):
+        attention.rotary_attention_forward(drawn(1, 4, heads, 16), 2, *tables(4, 16), None, None)
 
 
 def test_heads_too_wide_are_refused():

@@ -14,7 +14,12 @@ from kernels.triton.activations import (  # noqa: F401
     swiglu_backward,
     swiglu_forward,
 )
-from kernels.triton.attention import attention_backward, attention_forward  # noqa: F401
+from kernels.triton.attention import (  # noqa: F401
+    attention_backward,
+    attention_forward,
+    rotary_attention_backward,
+    rotary_attention_forward,
+)
 from kernels.triton.elementwise import (  # noqa: F401
     add_backward,
     add_forward,
@@ -47,5 +52,5 @@ from kernels.triton.norms import (  # noqa: F401
     rmsnorm_backward,
     rmsnorm_forward,
 )
-from kernels.triton.rope import rope_, rope_backward, rope_forward  # noqa: F401
+from kernels.triton.rope import rope_backward, rope_forward  # noqa: F401
 from kernels.triton.softmax import softmax_backward, softmax_forward  # noqa: F401

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from kernels.checks import check_attention
-from kernels.packed import empty_beside
+from kernels.packed import empty_beside, joined
 from kernels.triton.arithmetic import LOG2_E
 from kernels.triton.flash_backward import _dkv_kernel, _dq_kernel
 from kernels.triton.flash_forward import _forward_kernel
 from kernels.triton.launch import INTERPRETED, TENSOR, Gpu, Launch, Tiles, cdiv, check, empty, gpu, power_of_2
+from kernels.triton.rope import rope_
 
 WIDEST_HEAD = 256
 COPY_ENGINE = 90  # compute capability (times ten) from which tensor descriptors are fetched in hardware
@@ -198,16 +199,21 @@ def attention_backward(dy: Tensor, saved: tuple):
 
     The gradients of q, k and v that are neighbours in one array are neighbours in one, too.
     """
+    return _backward(dy, saved, None, None)
+
+
+def _backward(dy: Tensor, saved: tuple, cos: Tensor | None, sin: Tensor | None) -> tuple:
+    """`attention_backward`; with dense tables `(T, D/2)`, dq and dk are turned back."""
     q, k, v, sink, y, lse, causal, window, softmax_scale = saved
     signed_q, scale, sign = _nonnegative(q, softmax_scale)
     dq, dk, dv = empty_beside(q, k, v)
     sums_shape, run_dq, run_dkv = _planned(
-        _plan_backward, (signed_q, k, v, sink, y, dy), dq.stride(1), dk.stride(1), causal, window, scale
+        _plan_backward, (signed_q, k, v, sink, y, dy, cos), dq.stride(1), dk.stride(1), causal, window, scale
     )
     delta = torch.empty_like(lse)
     dsink = None if sink is None else torch.empty(sums_shape, dtype=torch.float32, device=q.device)
-    run_dq(dq, signed_q, k, v, sink, y, lse, dy, delta, dsink)
-    run_dkv(dk, dv, signed_q, k, v, lse, dy, delta)
+    run_dq(dq, signed_q, k, v, sink, y, lse, dy, delta, dsink, cos, sin)
+    run_dkv(dk, dv, signed_q, k, v, lse, dy, delta, cos, sin)
     return (
         dq if sign == 1 else dq * sign,
         dk,
@@ -220,9 +226,9 @@ def attention_backward(dy: Tensor, saved: tuple):
 def _plan_backward(
     alike: tuple, aligned: bool, dq_t: int, dk_t: int, causal: bool, window: int | None, scale: float
 ) -> tuple[tuple, Launch, Launch]:
-    """-> the shape of the partial sums of dsink; the launches with dq, q, k, v, sink, y, lse, dy, delta and
-    dsink, and with dk, dv, q, k, v, lse, dy and delta."""
-    q, k, v, sink, y, dy = [x and Like(*x) for x in alike]
+    """-> the shape of the partial sums of dsink; the launches with dq, q, k, v, sink, y, lse, dy, delta,
+    dsink, cos and sin, and with dk, dv, q, k, v, lse, dy, delta, cos and sin."""
+    q, k, v, sink, y, dy, _ = [x and Like(*x) for x in alike]
     check("attention", q, dy)
     if dy.shape != y.shape:
         raise ValueError(
@@ -245,7 +251,7 @@ def _plan_backward(
         *_heads(k, BLOCK_N, descriptors),
         *_heads(v, BLOCK_N, descriptors),
         TENSOR, 0 if sink is None else sink.strides[0], _heads(y, BLOCK_M, descriptors)[0], TENSOR,
-        *_heads(dy, BLOCK_M, descriptors), TENSOR, TENSOR,
+        *_heads(dy, BLOCK_M, descriptors), TENSOR, TENSOR, TENSOR, TENSOR,
         *numbers, *choices, BLOCK_M, BLOCK_N,
         **_options(*options),
     )  # fmt: skip
@@ -261,8 +267,43 @@ def _plan_backward(
         *_heads(v, BLOCK_N, descriptors),
         per_query,
         *_heads(dy, BLOCK_M, descriptors),
-        per_query,
+        per_query, TENSOR, TENSOR,
         *numbers, *choices, BLOCK_M, BLOCK_N,
         **_options(*options),
     )  # fmt: skip
     return (B * n_blocks, H), run_dq, run_dkv
+
+
+def rotary_attention_forward(
+    qkv: Tensor, n_head: int, cos: Tensor, sin: Tensor, sink: Tensor | None, window: int | None
+):
+    """Causal attention of queries and keys that are turned first, where they are: qkv is used up.
+
+    qkv `(B, T, H + 2 H_kv, D)`: queries, keys and values side by side, H = n_head of them queries. cos and
+    sin `(T, D/2)` as for `rope_forward`; sink and window as for `attention_forward` -> y `(B, T, H, D)`.
+    Raises `ValueError` for shapes and devices, `TypeError` for dtypes.
+    """
+    n_kv_head, odd = divmod(qkv.shape[-2] - n_head, 2)
+    if n_kv_head < 1 or odd:
+        raise ValueError(
+            f"rotary_attention: expected {n_head} heads of queries and as many of keys as of values, got "
+            f"{qkv.shape[-2]} heads together."
+        )
+    heads = n_head, n_kv_head, n_kv_head
+    cos, sin = cos.contiguous(), sin.contiguous()
+    rope_(qkv.narrow(-2, 0, n_head + n_kv_head), cos, sin)
+    y, saved = attention_forward(*qkv.split(heads, dim=-2), sink, True, window)
+    return y, (qkv, heads, cos, sin, *saved[3:])
+
+
+def rotary_attention_backward(dy: Tensor, saved: tuple):
+    """-> dqkv, dsink (None without a sink). dqkv is that of the queries and keys before they were turned."""
+    qkv, heads, cos, sin, *saved = saved
+    D = qkv.shape[-1]
+    by_kernels = max(16, power_of_2(D, WIDEST_HEAD)) == D  # a tile is no wider than a head
+    tables = (cos, sin) if by_kernels else (None, None)
+    dq, dk, dv, dsink = _backward(dy, (*qkv.split(heads, dim=-2), *saved), *tables)
+    dqkv = joined((dq, dk, dv))
+    if not by_kernels:
+        rope_(dqkv.narrow(-2, 0, heads[0] + heads[1]), cos, sin, inverse=True)
+    return dqkv, dsink

@@ -8,19 +8,39 @@ where delta, the mean of dp under p, is Σ p dp = Σ p (dy · v) = dy · y: one 
 any tile is. A sum over keys (dq) and sums over queries (dk, dv) want different loops, and a float sum that
 several programs add to would depend on who comes first. So there are two kernels, each with its sums to
 itself; the second pays two of its four products for that. The first also leaves delta to the second.
+
+Where q and k had been turned by rotary positions, dq and dk are gradients of what was turned. Turned back
+before they are stored, they need no pass of their own, and are rounded once instead of twice.
 """
 
 import triton
 import triton.language as tl
 
-from kernels.triton.arithmetic import LOG2_E, dot
+from kernels.triton.arithmetic import LOG2_E, dot, halves
 from kernels.triton.flash_forward import ANY_NUMBER, _keys_seen, _store_tile, _tile, _visible
+
+
+@triton.jit
+def _store_turned_back(X, tile, COS, SIN, batch, head, row, n_rows, stride, D: tl.constexpr):
+    """`_store_tile` of a tile as wide as D, its pairs of features (i, i + D/2) turned back by the angles of
+    its rows, whose cosines and sines are the rows of COS and SIN, dense `(n_rows, D/2)`."""
+    HALF: tl.constexpr = D // 2
+    left, right = halves(tile)
+    X += (tl.cast(batch, tl.int64) * n_rows + row) * stride + head * D
+    rows, columns = tl.arange(0, tile.shape[0])[:, None], tl.arange(0, HALF)[None, :]
+    inside = rows < n_rows - row
+    angles = (row + rows) * HALF + columns
+    cos = tl.load(COS + angles, mask=inside, other=0.0).to(tl.float32)
+    sin = tl.load(SIN + angles, mask=inside, other=0.0).to(tl.float32)
+    pointers = X + rows * stride + columns
+    tl.store(pointers, (left * cos + right * sin).to(X.dtype.element_ty), mask=inside)
+    tl.store(pointers + HALF, (right * cos - left * sin).to(X.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=ANY_NUMBER)
 def _dq_kernel(
     DQ, dq_stride, Q, q_strides, K, k_strides, V, v_strides, SINK, sink_stride, Y, LSE, DY, dy_strides,
-    DELTA, DSINK,
+    DELTA, DSINK, COS, SIN,
     H, group, T, S, T_padded, window, qk_scale, softmax_scale,
     D: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -62,7 +82,10 @@ def _dq_kernel(
             dp = dot(dy, v.T, None, PRECISION)
             ds = p * (dp - delta[:, None])
             dq = dot(ds.to(k.dtype), k, dq, PRECISION)
-    _store_tile(DQ, dq * softmax_scale, batch, head, start_m, T, dq_stride, D)
+    if COS is None:
+        _store_tile(DQ, dq * softmax_scale, batch, head, start_m, T, dq_stride, D)
+    else:
+        _store_turned_back(DQ, dq * softmax_scale, COS, SIN, batch, head, start_m, T, dq_stride, D)
 
 
 @triton.jit
@@ -95,6 +118,7 @@ def _queries_seeing(
 @triton.jit(do_not_specialize=ANY_NUMBER)
 def _dkv_kernel(
     DK, DV, dkv_stride, Q, q_strides, K, k_strides, V, v_strides, LSE, DY, dy_strides, DELTA,
+    COS, SIN,
     H, group, T, S, T_padded, window, qk_scale, softmax_scale,
     D: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -136,5 +160,8 @@ def _dkv_kernel(
                 dp = dot(v, dy.T, None, PRECISION)
                 ds = p * (dp - delta[None, :])
                 dk = dot(ds.to(q.dtype), q, dk, PRECISION)
-    _store_tile(DK, dk * softmax_scale, batch, kv_head, start_n, S, dkv_stride, D)
     _store_tile(DV, dv, batch, kv_head, start_n, S, dkv_stride, D)
+    if COS is None:
+        _store_tile(DK, dk * softmax_scale, batch, kv_head, start_n, S, dkv_stride, D)
+    else:
+        _store_turned_back(DK, dk * softmax_scale, COS, SIN, batch, kv_head, start_n, S, dkv_stride, D)
