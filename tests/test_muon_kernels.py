@@ -69,18 +69,20 @@ def test_a_step_equals_muon_in_float64():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_look_ahead_is_divided_by_its_norm_however_small(dtype):
-    """The gradients' squares fit into float32, and they themselves not into float16."""
+    """And however large: float16 holds neither end of these."""
     rng = np.random.default_rng(0)
     g, before = (torch.from_numpy(rng.standard_normal((4, 65, 127))).float().to(DEVICE) for _ in range(2))
-    scale = torch.tensor([1e-6, 1.0, 1e6, 0.0], device=DEVICE).view(-1, 1, 1)
+    scale = torch.tensor([1e-9, 1.0, 1e6, 0.0], device=DEVICE).view(-1, 1, 1)
     g, m = g * scale, before * scale
     x = muon.look_ahead_(list(g), m, 0.9, dtype)
     assert x.dtype == dtype
-    torch.testing.assert_close(m, 0.9 * before * scale + 0.1 * g)
+    means = (m / scale)[:3], (0.9 * before + 0.1 * g / scale)[:3]
+    torch.testing.assert_close(*means, rtol=1e-6, atol=1e-6)
     u = 0.9 * m + 0.1 * g
     expected = u / u.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    digits = 1e-6 if dtype == torch.float32 else 2**-7  # of 16 bits: bfloat16's digits, rounded twice
-    torch.testing.assert_close(x.float(), expected, rtol=digits, atol=1e-6 * digits + 1e-7)
+    # bfloat16's 8 digits, twice; Triton's interpreter cuts the rest off, where a GPU rounds.
+    digits = 1e-6 if dtype == torch.float32 else 2**-6
+    torch.testing.assert_close(x.float(), expected, rtol=digits, atol=1e-7)
     assert not x[3].any()
 
 
