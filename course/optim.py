@@ -107,8 +107,9 @@ class Muon:
     both alike.
 
     Matrices of one shape have their momenta side by side and are orthogonalized in one batch, on a GPU in
-    bfloat16: a small model's time is the number of its launches. `one_kernel` is `AdamW`'s. Raises
-    `ValueError` when there is no hidden matrix.
+    float16: a small model's time is the number of its launches. `one_kernel` is `AdamW`'s; with "triton" the
+    lines above, too, are that engine's, one launch before the norm, one for it and one after the iteration.
+    Raises `ValueError` when there is no hidden matrix.
     """
 
     def __init__(
@@ -131,6 +132,7 @@ class Muon:
         self.adamw = AdamW(others, adam_lr, betas, eps, adam_weight_decay, one_kernel)
         self.lr, self.adam_ratio = lr, adam_lr / lr
         self.momentum, self.weight_decay = momentum, weight_decay
+        self.kernels = importlib.import_module("kernels.triton.muon") if one_kernel == "triton" else None
         places = defaultdict(list)  # by shape: of its matrices in the lists above
         for i, w in enumerate(self.weights):
             places[tuple(w.shape)].append(i)
@@ -143,15 +145,21 @@ class Muon:
     def step(self, gradients: dict[str, Tensor]) -> None:
         self.adamw.lr = self.lr * self.adam_ratio
         self.adamw.step(gradients)
-        if self.weight_decay:
-            torch._foreach_mul_(self.weights, 1 - self.lr * self.weight_decay)
+        decay = self.lr * self.weight_decay
         for members, m in self.groups:
-            g = torch.empty_like(m)
-            torch._foreach_copy_(list(g.unbind()), [gradients[self.names[i]] for i in members])
-            m.lerp_(g, 1 - self.momentum)
-            batch = orthogonalize(torch.lerp(g, m, self.momentum, out=g))
+            w, g = [self.weights[i] for i in members], [gradients[self.names[i]] for i in members]
             size = self.lr * math.sqrt(max(1.0, m.shape[-2] / m.shape[-1]))
-            torch._foreach_add_([self.weights[i] for i in members], list(batch.unbind()), alpha=-size)
+            if self.kernels:
+                x = self.kernels.look_ahead_(g, m, self.momentum, _iterated_in(m))
+                self.kernels.update_(w, newton_schulz(x), size, decay)
+                continue
+            u = torch.empty_like(m)
+            torch._foreach_copy_(list(u.unbind()), g)
+            m.lerp_(u, 1 - self.momentum)
+            batch = orthogonalize(torch.lerp(u, m, self.momentum, out=u))
+            if decay:
+                torch._foreach_mul_(w, 1 - decay)
+            torch._foreach_add_(w, list(batch.unbind()), alpha=-size)
 
     def state(self) -> dict[str, Tensor]:
         """The momenta, `momentum.<name>`, and what AdamW remembers of the others, `adamw.…`."""
@@ -184,27 +192,41 @@ def orthogonalize(
 ) -> Tensor:
     """Matrices `(…, M, N)` with their singular values brought close to 1, without computing an SVD.
 
-    With X = U S Vᵀ, the step X ← a X + b (X Xᵀ) X + c (X Xᵀ)² X leaves U and V alone and sends every
-    singular value s to a s + b s³ + c s⁵. The published coefficients do not converge to 1: after five
-    steps, values that were above about 0.002 of the norm lie between 0.67 and 1.21, which serves
-    training as well and costs less. `dtype` is what it computes in: bfloat16 on a GPU unless given.
+    The published coefficients do not converge to 1: after five steps of `newton_schulz`, values that were
+    above about 0.002 of the norm lie between 0.67 and 1.21, which serves training as well and costs less.
+    `dtype` is what it computes in: float16 on a GPU unless given.
     """
-    if dtype is None:
-        dtype = torch.bfloat16 if matrices.is_cuda else matrices.dtype
-    a, b, c = coefficients
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices  # X Xᵀ is the smaller of the two Gram matrices
     # Divided by the Frobenius norm, no singular value is above 1.
-    norm = x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    x = torch.div(x, norm, out=x.new_empty(x.shape, dtype=dtype)).reshape(-1, *x.shape[-2:])
-    for _ in range(
-        steps
-    ):  # sums in the matrix products that they belong to: no pass of their own over memory
-        gram = x @ x.mT
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, factor, x, beta=a)
-    x = x.view(*matrices.shape[:-2], *x.shape[-2:])
-    return (x.mT if tall else x).to(matrices.dtype)
+    norm = matrices.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    x = matrices.new_empty(matrices.shape, dtype=dtype or _iterated_in(matrices))
+    return newton_schulz(torch.div(matrices, norm, out=x), steps, coefficients).to(matrices.dtype)
+
+
+def _iterated_in(matrices: Tensor) -> torch.dtype:
+    """On a GPU in float16, not bfloat16: divided by their norms, matrices need its digits, not a range."""
+    return torch.float16 if matrices.is_cuda else matrices.dtype
+
+
+def newton_schulz(
+    x: Tensor, steps: int = 5, coefficients: tuple[float, float, float] = NEWTON_SCHULZ
+) -> Tensor:
+    """Matrices `(…, M, N)`, no singular value of which is above 1, with these brought close to 1.
+
+    With X = U S Vᵀ and A = X Xᵀ, the step X ← (a + b A + c A²) X leaves U and V alone and sends every
+    singular value s to a s + b s³ + c s⁵. The square is completed, for c ≠ 0:
+    a + b A + c A² = c (A + b/2c)² + a - b²/4c. So nothing but diagonals is added outside of the products: no
+    pass over the matrices is spent on sums. For a tall X the smaller A = Xᵀ X stands on the right instead.
+    """
+    a, b, c = coefficients
+    tall = x.shape[-2] > x.shape[-1]
+    batch = x.reshape(-1, *x.shape[-2:])
+    for _ in range(steps):
+        gram = batch.mT @ batch if tall else batch @ batch.mT
+        gram.diagonal(dim1=-2, dim2=-1).add_(b / (2 * c))
+        factor = torch.baddbmm(gram, gram, gram, beta=0, alpha=c)  # c gram²
+        factor.diagonal(dim1=-2, dim2=-1).add_(a - b * b / (4 * c))
+        batch = batch @ factor if tall else factor @ batch
+    return batch.view(x.shape)
 
 
 def _check_names(state: dict[str, Tensor], expected: list[str]) -> None:

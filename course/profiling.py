@@ -53,6 +53,7 @@ _FILES = {
     "matmul": "matrix products",
     "mean_loss": "loss",
     "mlp": "matrix products",
+    "muon": "optimizer",
     "norms": "norms",
     "rope": "elementwise",
     "softmax": "elementwise",

@@ -62,6 +62,7 @@ def test_the_courses_own_kernels_are_of_the_kind_of_their_file():
         ("_swiglu_forward", "elementwise"),
         ("_matmul_kernel", "matrix products"),
         ("_adamw_kernel", "optimizer"),
+        ("_look_ahead_kernel", "optimizer"),
         ("flash_dkv", "attention"),
         ("layernorm_backward", "norms"),
         ("linear_forward", "matrix products"),

@@ -255,7 +255,7 @@ def test_our_kernels_train_as_the_torch_engine_does(engine, optimizer, precision
     """In 16 bits the two round in different places; eight bits of bfloat16 leave the losses this close.
 
     Two things would blow a rounding up: a small eps, as in the test of accumulation above, and Muon's
-    iteration, which a GPU does in bfloat16.
+    iteration, which a GPU does in float16.
     """
     how = dict(
         optimizer__name=optimizer, optimizer__eps=1e-3, precision=precision, batch_size=2, compile=False
@@ -581,7 +581,7 @@ def test_a_gpu_trains_as_the_cpu_does(finished, tmp_path, monkeypatch, name, pre
     Trainer(on_gpu, tmp_path / "gpu").run()
     cpu, gpu = ([e["loss"] for e in results(tmp_path / d) if e["event"] == "step"] for d in ("cpu", "gpu"))
     assert len(gpu) == 12
-    # Losses of about 4, from products with 8 significant bits (bfloat16); orthogonalized in bfloat16, too.
+    # Losses of about 4, from products with 8 significant bits (bfloat16); orthogonalized in float16, too.
     assert max(abs(a - b) for a, b in zip(cpu, gpu, strict=True)) < (0.05 if precision != "float32" else 0.02)
     resumed = Trainer.resume(tmp_path / "gpu", {"steps": 14})
     resumed.run()

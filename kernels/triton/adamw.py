@@ -9,7 +9,7 @@ from torch import Tensor
 from kernels.adamw_table import BLOCK, adamw_table
 from kernels.triton.launch import DTYPES, check, launch
 
-_TYPE = dict(zip(DTYPES, (tl.float32, tl.bfloat16, tl.float16), strict=True))
+TYPES = dict(zip(DTYPES, (tl.float32, tl.bfloat16, tl.float16), strict=True))
 
 
 @triton.jit
@@ -64,7 +64,7 @@ def adamw_(
     table = adamw_table(check, kinds, weight_decays)
     if table is None:
         return
-    W, G, M = (_TYPE[kind[0].dtype] for kind in kinds[:3])
+    W, G, M = (TYPES[kind[0].dtype] for kind in kinds[:3])
     launch(
         _adamw_kernel, (len(table.rows),), table.rows, table.weight_decays, lr, *betas, eps,
         1 - betas[0] ** steps, (1 - betas[1] ** steps) ** 0.5,
