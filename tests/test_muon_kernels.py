@@ -68,8 +68,9 @@ def test_a_step_equals_muon_in_float64():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_the_look_ahead_is_divided_by_its_norm_however_small(dtype):
+def test_the_look_ahead_is_divided_by_its_norm_however_small(dtype, monkeypatch):
     """And however large: float16 holds neither end of these."""
+    monkeypatch.setattr(muon, "SUMS", 4)  # of five: what matrices of more than half a million numbers need
     rng = np.random.default_rng(0)
     g, before = (torch.from_numpy(rng.standard_normal((4, 65, 127))).float().to(DEVICE) for _ in range(2))
     scale = torch.tensor([1e-9, 1.0, 1e6, 0.0], device=DEVICE).view(-1, 1, 1)
