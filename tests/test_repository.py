@@ -17,7 +17,8 @@ FLOORS = (
     ("config", "device"),
     ("data", "tokenizer", "yardsticks", "optim", "initial", "manual", "model"),
     ("training", "inference", "runlog", "run_folder", "flops", "checkpoint", "distributed", "profiling"),
-    ("plots", "live", "widgets", "assembly", "skipping", "interruption", "exercises", "doctor", "cli", "__main__"),
+    ("plots", "live", "widgets", "assembly", "skipping", "interruption"),
+    ("exercises", "doctor", "cli", "__main__"),
 )
 
 
