@@ -271,9 +271,8 @@ def swiglu_linear_backward(dy: Tensor, saved: tuple):
             _swiglu_down_backward_kernel, flat, for_tma(matrix(weight)), False, arrays, gpu(flat).processors,
             config=SWIGLU,
         )  # fmt: skip
-    else:
-        dgate, dup = swiglu_backward((flat @ weight).unsqueeze(1), pair.split(1, dim=1))
-        dpair = joined((dgate, dup))
+    elif len(pair):
+        dpair = joined(swiglu_backward((flat @ weight).unsqueeze(1), pair.split(1, dim=1)))
     return dpair.view(whole.shape), flat.t() @ matrix(h), _sum(flat, has_bias)
 
 
