@@ -36,10 +36,10 @@ from kernels.triton.launch import INTERPRETED, check, for_tma, gpu, launch, matr
 # The fastest of sweeps on an H100. A tile of SwiGLU's gradients reads and writes twice as much as one of
 # GELU's: small tiles, three programs a processor, of which one multiplies while another waits for memory.
 GELU = dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, per_processor=1, num_warps=8, num_stages=3)
-SWIGLU = dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, per_processor=3, PAUSE=3000, num_warps=4, num_stages=2)
+SWIGLU = dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, per_processor=3, num_warps=4, num_stages=2)
 if INTERPRETED:  # small arrays shall have many tiles
     GELU |= dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16)
-    SWIGLU |= dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, PAUSE=0)
+    SWIGLU |= dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16)
 
 
 @triton.jit
@@ -133,23 +133,12 @@ def _store_swiglu_gradients(dh, gate_desc, up_desc, dgate_desc, dup_desc, row, c
 
 
 @triton.jit
-def _pause(nanoseconds):
-    """Wait, about so long."""
-    threads = tl.full((128,), 0, tl.int32) + nanoseconds
-    tl.inline_asm_elementwise(
-        "nanosleep.u32 $1; mov.u32 $0, 0;", "=r,r", [threads], dtype=tl.int32, is_pure=False, pack=1
-    )
-
-
-@triton.jit
 def _swiglu_down_backward_kernel(
-    dy_ptr, dy_desc, down_desc, gate_desc, up_desc, dgate_desc, dup_desc, M, N, K, processors,
-    PAUSE: tl.constexpr, QUICK: tl.constexpr, PROGRAMS: tl.constexpr,
+    dy_ptr, dy_desc, down_desc, gate_desc, up_desc, dgate_desc, dup_desc, M, N, K,
+    QUICK: tl.constexpr, PROGRAMS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """dgate and dup `(M, N)`, from dh = dy Wd."""
-    if PAUSE:  # begun together, all programs would multiply at the same time, and then all wait for memory
-        _pause(tl.program_id(0) // processors * PAUSE)
     n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), n_tiles, PROGRAMS, flatten=True):
         row, column = corner(tile, M, N, BLOCK_M, BLOCK_N)
@@ -171,7 +160,7 @@ def _fuses(x: Tensor) -> bool:
     return INTERPRETED or (gpu(x).capability == 90 and x.dtype != torch.float32)
 
 
-def _product(kernel, a: Tensor, b: Tensor, b_transposed: bool, results: tuple, *numbers, config=GELU) -> None:
+def _product(kernel, a: Tensor, b: Tensor, b_transposed: bool, results: tuple, *bias, config=GELU) -> None:
     """Launch a kernel above: results `(M, N)`, from a `(M, K)` and b `(K, N)`, or `(N, K)` if transposed.
 
     Results are loaded and stored in halves of a tile.
@@ -186,7 +175,7 @@ def _product(kernel, a: Tensor, b: Tensor, b_transposed: bool, results: tuple, *
     fetched = [tiles(x, x.shape, x.stride(), block) for x, block in blocks]
     # `launch` asks its first argument for the GPU, and a descriptor does not know it.
     launch(
-        kernel, (programs,), a, *fetched, M, N, K, *numbers,
+        kernel, (programs,), a, *fetched, M, N, K, *bias,
         QUICK=a.dtype == torch.bfloat16 and not INTERPRETED, PROGRAMS=programs, **options,
     )  # fmt: skip
 
@@ -267,10 +256,8 @@ def swiglu_linear_backward(dy: Tensor, saved: tuple):
     flat, dpair = for_tma(matrix(dy)), torch.empty_like(pair)
     if _fuses(dy) and pair.shape[-1] * pair.element_size() % 16 == 0:
         arrays = (*pair.unbind(1), *dpair.unbind(1))
-        _product(
-            _swiglu_down_backward_kernel, flat, for_tma(matrix(weight)), False, arrays, gpu(flat).processors,
-            config=SWIGLU,
-        )  # fmt: skip
+        down = for_tma(matrix(weight))
+        _product(_swiglu_down_backward_kernel, flat, down, False, arrays, config=SWIGLU)
     elif len(pair):
         dpair = joined(swiglu_backward((flat @ weight).unsqueeze(1), pair.split(1, dim=1)))
     return dpair.view(whole.shape), flat.t() @ matrix(h), _sum(flat, has_bias)
