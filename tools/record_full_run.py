@@ -101,29 +101,35 @@ class Same:
 
 
 def compare(arguments: argparse.Namespace) -> dict:
-    """Both ways of computing the same step, in turns; what the data cost; how busy the GPU is."""
+    """Both ways of computing the same step, in turns; what the data cost; how busy the GPU is.
+
+    One way is on the GPU at a time: with a large batch its memory has no room for both.
+    """
     recipe = recipe_of(arguments)
     tokenizer = BPETokenizer.load(recipe.tokenizer)
     tokens = data.token_split(recipe.data, tokenizer)[0].tokens
     config = recipe.model_of(tokenizer.vocab_size)
-    steps, rows = {}, {}
-    for way, changes in WAYS.items():
-        changed = recipe.changed(changes)
+    rows, times, found, waits = {way: {} for way in WAYS}, {way: [] for way in WAYS}, {}, None
+    for turn, (way, changes) in itertools.product(range(2), WAYS.items()):
         gc.collect()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before, started = torch.cuda.memory_allocated(), time.perf_counter()
+        changed = recipe.changed(changes)
         batches = Batches(tokens, recipe.batch_size, config.context_length, to=device.put)
-        step = steps[way] = Step(changed, Transformer(config, changed.engine, device=device.DEVICE), batches)
+        step = Step(changed, Transformer(config, changed.engine, device=device.DEVICE), batches)
         for i in range(3):
             step(i)
         device.synchronize()
-        peak = torch.cuda.max_memory_allocated() - before  # weights and the optimizer's memory included
-        rows[way] = {"ready_in_seconds": round(time.perf_counter() - started, 1)}
-        rows[way]["peak_mib"] = round(peak / 2**20)
-    times = {way: [] for way in WAYS}
-    for turn in range(4):
-        for way, step in steps.items():
-            times[way] += benchmark_training.milliseconds(step, 10 * turn, 10)[1:]
+        if turn == 0:
+            peak = torch.cuda.max_memory_allocated() - before  # weights and the optimizer's memory included
+            rows[way] |= {"ready_in_seconds": round(time.perf_counter() - started, 1)}
+            rows[way] |= {"peak_mib": round(peak / 2**20)}
+        times[way] += benchmark_training.milliseconds(step, 3, 25)[5:]
+        if turn == 1:
+            found[way] = kinds(step)
+            waits = waits or waiting(step)
+        del step
     size, peak = recipe.batch_size * config.context_length, flops.peak(torch.cuda.get_device_name())
     for way, row in rows.items():
         ms = statistics.median(times[way])
@@ -131,10 +137,7 @@ def compare(arguments: argparse.Namespace) -> dict:
         mfu = flops.utilization(config, rate, peak)
         row |= {"ms": round(ms, 3), "tokens_per_second": round(rate), "mfu": mfu and round(mfu, 4)}
         print(way, row, flush=True)
-    found = {way: kinds(step) for way, step in steps.items()}
-    del step, steps["torch, compiled"]
-    gc.collect()
-    return {"ways": rows, "data": waiting(steps["triton"]), "kernels": found}
+    return {"ways": rows, "data": waits, "kernels": found}
 
 
 def waiting(step: Step) -> dict:
@@ -158,6 +161,7 @@ def waiting(step: Step) -> dict:
 
 def kinds(step: Step) -> dict:
     """Milliseconds of a step's kernels by kind, and their sum: how long the GPU was busy."""
+    step.replayed, step.replay = False, None  # kernel by kernel
     found = profiling.kernels_of(lambda: step(0), runs=3)
     record = {kind: round(ms, 3) for kind, ms in profiling.by_kind(found, "milliseconds").items()}
     return record | {"sum": round(sum(kernel.milliseconds for kernel in found), 3)}
