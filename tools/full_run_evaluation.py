@@ -24,6 +24,7 @@ PROMPTS = (
 )
 READ = ROOT / "course" / "training" / "schedule.py"  # no package that is installed has it
 TOKENS_READ = 420
+PACKAGE_BYTES = 2_000_000  # of the files of one package: some have many times more
 
 
 def whole(run: Path) -> dict:
@@ -31,9 +32,9 @@ def whole(run: Path) -> dict:
     recipe = Recipe.load(run / "recipe.yaml")
     model, tokenizer = inference.open_model(run)
     tokens = data.token_split(recipe.data, tokenizer)[1]
-    loss = evaluate(model, tokens.tokens)
-    record = {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits_per_byte(loss, tokens)}
     losses = token_losses(model, tokens.tokens).reshape(-1, model.config.context_length)
+    loss = float(losses.mean(dtype=np.float64))
+    record = {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits_per_byte(loss, tokens)}
     record["by_position"] = by_position(losses)
     record["quantiles"] = np.quantile(losses, np.linspace(0, 1, 21)).round(4).tolist()
     record["by_package"] = by_package(model, tokenizer)
@@ -65,11 +66,17 @@ def by_position(losses: np.ndarray) -> list[list[float]]:
 
 
 def by_package(model, tokenizer, most: int = 10) -> list[list]:
-    """[package, bytes, bits a byte] of the largest packages that are held out."""
+    """[package, bytes, bits a byte] of the largest packages that are held out, or of their first files."""
     documents = python_source.with_packages("validation")
     packages = [(name, [text for _, text in group]) for name, group in groupby(documents, key=itemgetter(0))]
     packages.sort(key=lambda package: -sum(map(len, package[1])))
-    return [[name, *of_documents(model, tokenizer, texts)] for name, texts in packages[:most]]
+    return [[name, *of_documents(model, tokenizer, first(texts))] for name, texts in packages[:most]]
+
+
+def first(texts: list[str]) -> list[str]:
+    """As many of them as `PACKAGE_BYTES` has room for, and one at least."""
+    ends = np.cumsum([len(text.encode()) for text in texts])
+    return texts[: max(1, int((ends <= PACKAGE_BYTES).sum()))]
 
 
 def of_documents(model, tokenizer, texts: list[str]) -> list:
