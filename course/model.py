@@ -175,14 +175,15 @@ class Attention(nn.Module):
         layers, heads = (self.q, self.k, self.v), (self.n_head, self.n_kv_head, self.n_kv_head)
         weight = torch.cat([layer.weight for layer in layers])
         bias = None if self.q.bias is None else torch.cat([layer.bias for layer in layers])
+        fused = self.ops.rotary_attention
+        if rope is not None and fused is not None and not torch.compiler.is_compiling():
+            return self.o(fused(x, weight, bias, heads[0], *rope, self.sink, self.window).flatten(-2))
         qkv = self.ops.linear(x, weight, bias).unflatten(-1, (-1, self.d_head))
         return self.o(self._attend(qkv, heads, rope).flatten(-2))
 
     def _attend(self, qkv: Tensor, heads: tuple[int, int, int], rope: tuple[Tensor, Tensor] | None) -> Tensor:
         if rope is None:
             q, k, v = unpack(qkv, heads)
-        elif self.ops.rotary_attention is not None and not torch.compiler.is_compiling():
-            return self.ops.rotary_attention(qkv, heads[0], *rope, self.sink, self.window)
         else:
             qk, v = unpack(qkv, (heads[0] + heads[1], heads[2]))
             q, k = unpack(self.ops.rope(qk, *rope), heads[:2])

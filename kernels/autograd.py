@@ -40,10 +40,14 @@ _TYPES = {
     "ignore_index": "int",
 }
 # What an engine may have beyond the contract, and a model uses where it is there: operations that are fused
-# with what comes before them. Called with every input; `rotary_attention` uses up its first.
+# with what comes before them. Called with every input.
 FUSED = (
     Operation("swiglu_linear", ("whole", "weight", "bias"), ("whole", "weight", "bias")),
-    Operation("rotary_attention", ("qkv", "n_head", "cos", "sin", "sink", "window"), ("qkv", "sink")),
+    Operation(
+        "rotary_attention",
+        ("x", "weight", "bias", "n_head", "cos", "sin", "sink", "window"),
+        ("x", "weight", "bias", "sink"),
+    ),
 )
 
 

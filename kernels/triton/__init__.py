@@ -17,8 +17,6 @@ from kernels.triton.activations import (  # noqa: F401
 from kernels.triton.attention import (  # noqa: F401
     attention_backward,
     attention_forward,
-    rotary_attention_backward,
-    rotary_attention_forward,
 )
 from kernels.triton.elementwise import (  # noqa: F401
     add_backward,
@@ -53,4 +51,5 @@ from kernels.triton.norms import (  # noqa: F401
     rmsnorm_forward,
 )
 from kernels.triton.rope import rope_backward, rope_forward  # noqa: F401
+from kernels.triton.rotary import rotary_attention_backward, rotary_attention_forward  # noqa: F401
 from kernels.triton.softmax import softmax_backward, softmax_forward  # noqa: F401
