@@ -41,7 +41,11 @@ CASES = [
     Case("attention", ((2, 1024, 4, 64), *[(2, 1024, 2, 64)] * 2, (4,), True, 256, None), "everything"),
     Case("attention", ((2, 100, 4, 64), *[(2, 1000, 4, 64)] * 2, None, False, None, None), "full"),
     *(  # beyond the contract, too
-        Case("rotary_attention", ((2, 1024, 8, D), 4, (1024, D // 2), (1024, D // 2), (4,), 256), f"{D}")
+        Case(
+            "rotary_attention",
+            ((2, 1024, 320), (8 * D, 320), (8 * D,), 4, (1024, D // 2), (1024, D // 2), (4,), 256),
+            f"{D}",
+        )
         for D in (64, 128)
     ),
     Case("cross_entropy", ((4096, 50304), Ids((4096,), 50304), IGNORED), "gpt"),

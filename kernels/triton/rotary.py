@@ -20,8 +20,9 @@ from kernels.triton.launch import INTERPRETED, check, for_tma, gpu, launch, matr
 from kernels.triton.rope import rope_
 
 TILES = dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, per_processor=1, num_warps=8, num_stages=3)
+WIDTHS = (16, 32, 64, 128)  # of heads: whole ones make a tile
 if INTERPRETED:  # small arrays shall have many tiles
-    TILES |= dict(BLOCK_M=32, BLOCK_N=64, BLOCK_K=16)
+    TILES |= dict(BLOCK_M=32, BLOCK_N=128, BLOCK_K=16)
 
 
 @triton.jit
@@ -74,7 +75,7 @@ def _fuses(x: Tensor, D: int) -> bool:
     tiles must have whole heads. Everywhere else the product is the library's and the rotation `rope_`.
     """
     able = INTERPRETED or (gpu(x).capability == 90 and x.dtype != torch.float32)
-    return able and 16 <= D <= TILES["BLOCK_N"] and D == power_of_2(D, TILES["BLOCK_N"]) and x.numel() > 0
+    return able and 16 <= D <= TILES["BLOCK_N"] and power_of_2(D, TILES["BLOCK_N"]) == D and x.numel() > 0
 
 
 def _turned_product(
@@ -85,7 +86,7 @@ def _turned_product(
     options, D = dict(TILES), qkv.shape[3]
     programs = gpu(x).processors * options.pop("per_processor")
     m, n, k = (options[f"BLOCK_{side}"] for side in "MNK")
-    in_halves = 2 * D <= n
+    in_halves = n >= 2 * D
     blocks = (a, (m, k)), (b, (n, k)), (y, (m, n // 2 if in_halves else n))
     launch(
         _turned_kernel, (programs,), a, *(tiles(z, z.shape, z.stride(), block) for z, block in blocks),
@@ -118,8 +119,8 @@ def rotary_attention_forward(
     if n_kv_head < 1 or odd or x.dim() != 3 or (bias is not None and bias.shape != (width,)):
         raise ValueError(
             f"rotary_attention: expected x (B, T, C), and a weight and a bias or None for {n_head} heads of "
-            f"queries, of width {D} by the tables, and as many of keys as of values; got x "
-            f"{tuple(x.shape)}, weight {tuple(weight.shape)}, bias {bias if bias is None else tuple(bias.shape)}."
+            f"queries, of width {D} by the tables, and as many of keys as of values; got x {tuple(x.shape)}, "
+            f"weight {tuple(weight.shape)}, bias {bias if bias is None else tuple(bias.shape)}."
         )
     heads, turned = (n_head, n_kv_head, n_kv_head), n_head + n_kv_head
     cos, sin = cos.contiguous(), sin.contiguous()
