@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from course.config import ModelConfig
 from course.initial import initial_weights, rope_tables
 from kernels.autograd import bind
-from kernels.packed import unpack
+from kernels.packed import lay_beside, pack, unpack
 
 
 def as_tensors(
@@ -71,6 +71,15 @@ class Transformer(nn.Module):
         with torch.no_grad():
             for name, parameter in self._weights.items():
                 parameter.copy_(torch.as_tensor(weights[name]))
+
+    def lay_weights_beside(self) -> None:
+        """Move weights that are multiplied as one side by side: until then each product copies them.
+
+        It is for a model that stays as it is: moved to another device or dtype, they are apart again.
+        """
+        for block in self.blocks:
+            for layer in (block.attention, block.mlp):
+                lay_beside(*(part.weight for part in layer.packed))
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids `(B, T)` -> logits `(B, T, V)`. Raises `ValueError` for ids that do not fit."""
@@ -133,6 +142,12 @@ class Linear(nn.Module):
         return self.ops.linear(x, self.weight, self.bias)
 
 
+def _as_one(layers: tuple[Linear, ...]) -> tuple[Tensor, Tensor | None]:
+    """The weight and the bias of one layer that computes what these do, side by side."""
+    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+    return pack(*(layer.weight for layer in layers)), bias
+
+
 class Norm(nn.Module):
     """RMSNorm or LayerNorm, as the config chooses."""
 
@@ -170,11 +185,14 @@ class Attention(nn.Module):
         self.sink = nn.Parameter(torch.empty(config.n_head)) if config.attention_sink else None
         self.o = Linear(C, C, config.bias, ops)
 
+    @property
+    def packed(self) -> tuple[Linear, ...]:
+        return self.q, self.k, self.v
+
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
         # One product in place of three: it reads x once, and so does each of its two gradients.
-        layers, heads = (self.q, self.k, self.v), (self.n_head, self.n_kv_head, self.n_kv_head)
-        weight = torch.cat([layer.weight for layer in layers])
-        bias = None if self.q.bias is None else torch.cat([layer.bias for layer in layers])
+        weight, bias = _as_one(self.packed)
+        heads = self.n_head, self.n_kv_head, self.n_kv_head
         fused = self.ops.rotary_attention
         if rope is not None and fused is not None and not torch.compiler.is_compiling():
             return self.o(fused(x, weight, bias, heads[0], *rope, self.sink, self.window).flatten(-2))
@@ -199,15 +217,16 @@ class MLP(nn.Module):
         self.up = Linear(C, F, config.bias, ops)
         self.down = Linear(F, C, config.bias, ops)
 
+    @property
+    def packed(self) -> tuple[Linear, ...]:
+        return (self.up,) if self.gate is None else (self.gate, self.up)
+
     def forward(self, x: Tensor) -> Tensor:
         if self.gate is None:
             up, down = self.up, self.down
             return self.ops.gelu_mlp(x, up.weight, up.bias, down.weight, down.bias)
         # One product in place of two, as for the queries, keys and values.
-        layers, pair = (self.gate, self.up), (2, self.up.weight.shape[0])
-        weight = torch.cat([layer.weight for layer in layers])
-        bias = None if self.up.bias is None else torch.cat([layer.bias for layer in layers])
-        whole = self.ops.linear(x, weight, bias).unflatten(-1, pair)
+        whole = self.ops.linear(x, *_as_one(self.packed)).unflatten(-1, (2, self.up.weight.shape[0]))
         if self.ops.swiglu_linear is not None and not torch.compiler.is_compiling():
             return self.ops.swiglu_linear(whole, self.down.weight, self.down.bias)
         gate, up = unpack(whole, (1, 1))
