@@ -56,6 +56,7 @@ _FILES = {
     "muon": "optimizer",
     "norms": "norms",
     "rope": "elementwise",
+    "rotary": "matrix products",
     "softmax": "elementwise",
 }
 
