@@ -129,7 +129,9 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        if onto is not None:
+            return self.ops.linear_onto(x, self.weight, onto)
         return self.ops.linear(x, self.weight, self.bias)
 
 
@@ -170,13 +172,20 @@ class Attention(nn.Module):
         self.sink = nn.Parameter(torch.empty(config.n_head)) if config.attention_sink else None
         self.o = Linear(C, C, config.bias, ops)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        scale: Tensor | None = None,
+        onto: Tensor | None = None,
+    ) -> Tensor:
+        """The attention of x, or of `scale` times x; added to `onto`, in its memory, where that is given."""
         # One product in place of three: it reads x once, and so does each of its two gradients.
         layers, heads = (self.q, self.k, self.v), (self.n_head, self.n_kv_head, self.n_kv_head)
-        weight = torch.cat([layer.weight for layer in layers])
+        weight = _side_by_side(layers, scale, self.ops)
         bias = None if self.q.bias is None else torch.cat([layer.bias for layer in layers])
         qkv = self.ops.linear(x, weight, bias).unflatten(-1, (-1, self.d_head))
-        return self.o(self._attend(qkv, heads, rope).flatten(-2))
+        return self.o(self._attend(qkv, heads, rope).flatten(-2), onto)
 
     def _attend(self, qkv: Tensor, heads: tuple[int, int, int], rope: tuple[Tensor, Tensor] | None) -> Tensor:
         if rope is None:
@@ -198,23 +207,35 @@ class MLP(nn.Module):
         self.up = Linear(C, F, config.bias, ops)
         self.down = Linear(F, C, config.bias, ops)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, scale: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
+        """The MLP of x. With SwiGLU also that of `scale` times x, added to `onto` in its memory."""
         if self.gate is None:
             up, down = self.up, self.down
             return self.ops.gelu_mlp(x, up.weight, up.bias, down.weight, down.bias)
         # One product in place of two, as for the queries, keys and values.
         layers, pair = (self.gate, self.up), (2, self.up.weight.shape[0])
-        weight = torch.cat([layer.weight for layer in layers])
+        weight = _side_by_side(layers, scale, self.ops)
         bias = None if self.up.bias is None else torch.cat([layer.bias for layer in layers])
         whole = self.ops.linear(x, weight, bias).unflatten(-1, pair)
         if self.ops.swiglu_linear is not None and not torch.compiler.is_compiling():
-            return self.ops.swiglu_linear(whole, self.down.weight, self.down.bias)
+            return self.ops.swiglu_linear(whole, self.down.weight, self.down.bias, onto)
         gate, up = unpack(whole, (1, 1))
         return self.down(self.ops.swiglu(gate, up).flatten(-2))
 
 
+def _side_by_side(layers: tuple[Linear, ...], scale: Tensor | None, ops) -> Tensor:
+    """The weights of layers that read the same x, as one W; with `scale`, W diag(scale): what makes of x what
+    W makes of `scale` times x."""
+    weight = torch.cat([layer.weight for layer in layers])
+    return weight if scale is None else ops.mul(weight, scale)
+
+
 class Block(nn.Module):
-    """x ← x + attention(norm(x)), then x ← x + mlp(norm(x))."""
+    """x ← x + attention(norm(x)), then x ← x + mlp(norm(x)).
+
+    Where the engine can, x ← is meant literally: x is one array for all blocks. The norms then have to do
+    without it in their backward pass, so they return x̂ alone, and their weights go into the products.
+    """
 
     def __init__(self, config: ModelConfig, ops):
         super().__init__()
@@ -222,11 +243,22 @@ class Block(nn.Module):
         self.attention = Attention(config, ops)
         self.mlp_norm = Norm(config, ops)
         self.mlp = MLP(config, ops)
+        fits = config.norm == "rms" and config.mlp == "swiglu" and not config.bias
+        self.normalize = ops.normalize if fits else None
 
     def forward(
         self, x: Tensor, branch: Tensor | None, rope: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
         """x and what is still to be added to it, None at first -> the same after this block."""
+        if self.normalize is not None and not torch.compiler.is_compiling():
+            return self._in_place(x, rope), None
         y, x = self.attention_norm.add(x, branch)
         y, x = self.mlp_norm.add(x, self.attention(y, rope))
         return x, self.mlp(y)
+
+    def _in_place(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """x after this block, in the same memory."""
+        x_hat, x = self.normalize(x, self.attention_norm.eps)
+        x = self.attention(x_hat, rope, self.attention_norm.weight, x)
+        x_hat, x = self.normalize(x, self.mlp_norm.eps)
+        return self.mlp(x_hat, self.mlp_norm.weight, x)
