@@ -233,8 +233,9 @@ def _side_by_side(layers: tuple[Linear, ...], scale: Tensor | None, ops) -> Tens
 class Block(nn.Module):
     """x ← x + attention(norm(x)), then x ← x + mlp(norm(x)).
 
-    Where the engine can, x ← is meant literally: x is one array for all blocks. The norms then have to do
-    without it in their backward pass, so they return x̂ alone, and their weights go into the products.
+    Where the engine can, x ← is meant literally: all blocks write to the one array that the first is given.
+    The norms then have to do without x in their backward pass: they return x̂, x without their weight, and
+    what they need is in that. The weight goes into the product that comes next.
     """
 
     def __init__(self, config: ModelConfig, ops):
