@@ -49,7 +49,7 @@ def widest(request, monkeypatch):
 
 @ALL_DTYPES
 @pytest.mark.parametrize("widest", [norms.WIDEST, 16], indirect=True, ids=["whole-rows", "in-blocks"])
-@pytest.mark.parametrize("shape", [(3, 5, 33), (1, 3), (700, 17), (2, 16), (0, 8)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 5, 33), (1, 3), (90, 17), (2, 16), (0, 8)], ids=str)
 def test_normalize_and_its_gradient(widest, shape, dtype):
     """The gradient is that of x̂ and of x itself together, and x is gone by the time it is asked for."""
     x, dy, dh = (drawn(*shape, seed=seed, dtype=dtype) for seed in range(3))
