@@ -138,14 +138,18 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        if onto is not None:
+            return self.ops.linear_onto(x, self.weight, onto)
         return self.ops.linear(x, self.weight, self.bias)
 
 
-def _as_one(layers: tuple[Linear, ...]) -> tuple[Tensor, Tensor | None]:
-    """The weight and the bias of one layer that computes what these do, side by side."""
+def _as_one(layers: tuple[Linear, ...], scale: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """The weight W and the bias of one layer that computes what these do, side by side; with `scale`, W
+    diag(scale): what makes of x what W makes of `scale` times x."""
+    weight = pack(*(layer.weight for layer in layers))
     bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
-    return pack(*(layer.weight for layer in layers)), bias
+    return weight if scale is None else layers[0].ops.mul(weight, scale), bias
 
 
 class Norm(nn.Module):
@@ -189,15 +193,23 @@ class Attention(nn.Module):
     def packed(self) -> tuple[Linear, ...]:
         return self.q, self.k, self.v
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        scale: Tensor | None = None,
+        onto: Tensor | None = None,
+    ) -> Tensor:
+        """The attention of x, or of `scale` times x; added to `onto`, in its memory, where that is given."""
         # One product in place of three: it reads x once, and so does each of its two gradients.
-        weight, bias = _as_one(self.packed)
+        weight, bias = _as_one(self.packed, scale)
         heads = self.n_head, self.n_kv_head, self.n_kv_head
         fused = self.ops.rotary_attention
         if rope is not None and fused is not None and not torch.compiler.is_compiling():
-            return self.o(fused(x, weight, bias, heads[0], *rope, self.sink, self.window).flatten(-2))
+            y = fused(x, weight, bias, heads[0], *rope, self.sink, self.window)
+            return self.o(y.flatten(-2), onto)
         qkv = self.ops.linear(x, weight, bias).unflatten(-1, (-1, self.d_head))
-        return self.o(self._attend(qkv, heads, rope).flatten(-2))
+        return self.o(self._attend(qkv, heads, rope).flatten(-2), onto)
 
     def _attend(self, qkv: Tensor, heads: tuple[int, int, int], rope: tuple[Tensor, Tensor] | None) -> Tensor:
         if rope is None:
@@ -221,20 +233,27 @@ class MLP(nn.Module):
     def packed(self) -> tuple[Linear, ...]:
         return (self.up,) if self.gate is None else (self.gate, self.up)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, scale: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
+        """The MLP of x. With SwiGLU also that of `scale` times x, added to `onto` in its memory."""
         if self.gate is None:
             up, down = self.up, self.down
             return self.ops.gelu_mlp(x, up.weight, up.bias, down.weight, down.bias)
         # One product in place of two, as for the queries, keys and values.
-        whole = self.ops.linear(x, *_as_one(self.packed)).unflatten(-1, (2, self.up.weight.shape[0]))
+        weight, bias = _as_one(self.packed, scale)
+        whole = self.ops.linear(x, weight, bias).unflatten(-1, (2, self.up.weight.shape[0]))
         if self.ops.swiglu_linear is not None and not torch.compiler.is_compiling():
-            return self.ops.swiglu_linear(whole, self.down.weight, self.down.bias)
+            return self.ops.swiglu_linear(whole, self.down.weight, self.down.bias, onto)
         gate, up = unpack(whole, (1, 1))
         return self.down(self.ops.swiglu(gate, up).flatten(-2))
 
 
 class Block(nn.Module):
-    """x ← x + attention(norm(x)), then x ← x + mlp(norm(x))."""
+    """x ← x + attention(norm(x)), then x ← x + mlp(norm(x)).
+
+    Where the engine can, x ← is meant literally: all blocks write to the one array that the first is given.
+    The norms then have to do without x in their backward pass: they return x̂, x without their weight, and
+    what they need is in that. The weight goes into the product that comes next.
+    """
 
     def __init__(self, config: ModelConfig, ops):
         super().__init__()
@@ -242,11 +261,22 @@ class Block(nn.Module):
         self.attention = Attention(config, ops)
         self.mlp_norm = Norm(config, ops)
         self.mlp = MLP(config, ops)
+        fits = config.norm == "rms" and config.mlp == "swiglu" and not config.bias
+        self.normalize = ops.normalize if fits else None
 
     def forward(
         self, x: Tensor, branch: Tensor | None, rope: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
         """x and what is still to be added to it, None at first -> the same after this block."""
+        if self.normalize is not None and not torch.compiler.is_compiling():
+            return self._in_place(x, rope), None
         y, x = self.attention_norm.add(x, branch)
         y, x = self.mlp_norm.add(x, self.attention(y, rope))
         return x, self.mlp(y)
+
+    def _in_place(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """x after this block, in the same memory."""
+        x_hat, x = self.normalize(x, self.attention_norm.eps)
+        x = self.attention(x_hat, rope, self.attention_norm.weight, x)
+        x_hat, x = self.normalize(x, self.mlp_norm.eps)
+        return self.mlp(x_hat, self.mlp_norm.weight, x)
