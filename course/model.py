@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from course.config import ModelConfig
 from course.initial import initial_weights, rope_tables
 from kernels.autograd import bind
-from kernels.packed import unpack
+from kernels.packed import lay_beside, pack, unpack
 
 
 def as_tensors(
@@ -72,6 +72,15 @@ class Transformer(nn.Module):
             for name, parameter in self._weights.items():
                 parameter.copy_(torch.as_tensor(weights[name]))
 
+    def lay_weights_beside(self) -> None:
+        """Move weights that are multiplied as one side by side: until then each product copies them.
+
+        It is for a model that stays as it is: moved to another device or dtype, they are apart again.
+        """
+        for block in self.blocks:
+            for layer in (block.attention, block.mlp):
+                lay_beside(*(part.weight for part in layer.packed))
+
     def forward(self, ids: Tensor) -> Tensor:
         """ids `(B, T)` -> logits `(B, T, V)`. Raises `ValueError` for ids that do not fit."""
         return self.ops.linear(self.features(ids), self._weights[self.config.head_name], None)
@@ -129,8 +138,18 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        if onto is not None:
+            return self.ops.linear_onto(x, self.weight, onto)
         return self.ops.linear(x, self.weight, self.bias)
+
+
+def _as_one(layers: tuple[Linear, ...], scale: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """The weight W and the bias of one layer that computes what these do, side by side; with `scale`, W
+    diag(scale): what makes of x what W makes of `scale` times x."""
+    weight = pack(*(layer.weight for layer in layers))
+    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+    return weight if scale is None else layers[0].ops.mul(weight, scale), bias
 
 
 class Norm(nn.Module):
@@ -170,19 +189,31 @@ class Attention(nn.Module):
         self.sink = nn.Parameter(torch.empty(config.n_head)) if config.attention_sink else None
         self.o = Linear(C, C, config.bias, ops)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+    @property
+    def packed(self) -> tuple[Linear, ...]:
+        return self.q, self.k, self.v
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        scale: Tensor | None = None,
+        onto: Tensor | None = None,
+    ) -> Tensor:
+        """The attention of x, or of `scale` times x; added to `onto`, in its memory, where that is given."""
         # One product in place of three: it reads x once, and so does each of its two gradients.
-        layers, heads = (self.q, self.k, self.v), (self.n_head, self.n_kv_head, self.n_kv_head)
-        weight = torch.cat([layer.weight for layer in layers])
-        bias = None if self.q.bias is None else torch.cat([layer.bias for layer in layers])
+        weight, bias = _as_one(self.packed, scale)
+        heads = self.n_head, self.n_kv_head, self.n_kv_head
+        fused = self.ops.rotary_attention
+        if rope is not None and fused is not None and not torch.compiler.is_compiling():
+            y = fused(x, weight, bias, heads[0], *rope, self.sink, self.window)
+            return self.o(y.flatten(-2), onto)
         qkv = self.ops.linear(x, weight, bias).unflatten(-1, (-1, self.d_head))
-        return self.o(self._attend(qkv, heads, rope).flatten(-2))
+        return self.o(self._attend(qkv, heads, rope).flatten(-2), onto)
 
     def _attend(self, qkv: Tensor, heads: tuple[int, int, int], rope: tuple[Tensor, Tensor] | None) -> Tensor:
         if rope is None:
             q, k, v = unpack(qkv, heads)
-        elif self.ops.rotary_attention is not None and not torch.compiler.is_compiling():
-            return self.ops.rotary_attention(qkv, heads[0], *rope, self.sink, self.window)
         else:
             qk, v = unpack(qkv, (heads[0] + heads[1], heads[2]))
             q, k = unpack(self.ops.rope(qk, *rope), heads[:2])
@@ -198,23 +229,31 @@ class MLP(nn.Module):
         self.up = Linear(C, F, config.bias, ops)
         self.down = Linear(F, C, config.bias, ops)
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def packed(self) -> tuple[Linear, ...]:
+        return (self.up,) if self.gate is None else (self.gate, self.up)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
+        """The MLP of x. With SwiGLU also that of `scale` times x, added to `onto` in its memory."""
         if self.gate is None:
             up, down = self.up, self.down
             return self.ops.gelu_mlp(x, up.weight, up.bias, down.weight, down.bias)
         # One product in place of two, as for the queries, keys and values.
-        layers, pair = (self.gate, self.up), (2, self.up.weight.shape[0])
-        weight = torch.cat([layer.weight for layer in layers])
-        bias = None if self.up.bias is None else torch.cat([layer.bias for layer in layers])
-        whole = self.ops.linear(x, weight, bias).unflatten(-1, pair)
+        weight, bias = _as_one(self.packed, scale)
+        whole = self.ops.linear(x, weight, bias).unflatten(-1, (2, self.up.weight.shape[0]))
         if self.ops.swiglu_linear is not None and not torch.compiler.is_compiling():
-            return self.ops.swiglu_linear(whole, self.down.weight, self.down.bias)
+            return self.ops.swiglu_linear(whole, self.down.weight, self.down.bias, onto)
         gate, up = unpack(whole, (1, 1))
         return self.down(self.ops.swiglu(gate, up).flatten(-2))
 
 
 class Block(nn.Module):
-    """x ← x + attention(norm(x)), then x ← x + mlp(norm(x))."""
+    """x ← x + attention(norm(x)), then x ← x + mlp(norm(x)).
+
+    Where the engine can, x ← is meant literally: all blocks write to the one array that the first is given.
+    The norms then have to do without x in their backward pass: they return x̂, x without their weight, and
+    what they need is in that. The weight goes into the product that comes next.
+    """
 
     def __init__(self, config: ModelConfig, ops):
         super().__init__()
@@ -222,11 +261,22 @@ class Block(nn.Module):
         self.attention = Attention(config, ops)
         self.mlp_norm = Norm(config, ops)
         self.mlp = MLP(config, ops)
+        fits = config.norm == "rms" and config.mlp == "swiglu" and not config.bias
+        self.normalize = ops.normalize if fits else None
 
     def forward(
         self, x: Tensor, branch: Tensor | None, rope: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
         """x and what is still to be added to it, None at first -> the same after this block."""
+        if self.normalize is not None and not torch.compiler.is_compiling():
+            return self._in_place(x, rope), None
         y, x = self.attention_norm.add(x, branch)
         y, x = self.mlp_norm.add(x, self.attention(y, rope))
         return x, self.mlp(y)
+
+    def _in_place(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        """x after this block, in the same memory."""
+        x_hat, x = self.normalize(x, self.attention_norm.eps)
+        x = self.attention(x_hat, rope, self.attention_norm.weight, x)
+        x_hat, x = self.normalize(x, self.mlp_norm.eps)
+        return self.mlp(x_hat, self.mlp_norm.weight, x)

@@ -37,7 +37,8 @@ class AdamW:
     w ← w - lr m̂ / (√v̂ + ε), where m̂ and v̂ undo the bias of starting at 0. Every line works on all
     tensors at once (`torch._foreach_…`), because a small model's time is the number of its launches; with
     `one_kernel`, "triton" or "cuda", all lines are one launch of that engine's, which takes 16-bit gradients
-    too.
+    too. A step's `factor`, see `clip_factor`, scales the gradients: in place, or with "triton" as that kernel
+    reads them.
     """
 
     def __init__(
@@ -56,19 +57,22 @@ class AdamW:
         self.m = [torch.zeros_like(w) for w in self.weights]
         self.v = [torch.zeros_like(w) for w in self.weights]
         self.steps = 0
-        self.one_kernel = None
+        self.one_kernel, self.clips = None, one_kernel == "triton"
         if one_kernel:  # imported here: not everywhere is there a Triton
             self.one_kernel = importlib.import_module(f"kernels.{one_kernel}.adamw").adamw_
 
     @torch.no_grad()
-    def step(self, gradients: dict[str, Tensor]) -> None:
+    def step(self, gradients: dict[str, Tensor], factor: Tensor | None = None) -> None:
         g = [gradients[name] for name in self.names]
+        if factor is not None and not self.clips:
+            torch._foreach_mul_(g, factor)
         beta1, beta2 = self.betas
         self.steps += 1
         if self.one_kernel:
             decays = [self.weight_decay if w.dim() >= 2 else 0.0 for w in self.weights]
+            more = {"factor": factor} if self.clips else {}
             self.one_kernel(
-                self.weights, g, self.m, self.v, self.steps, self.lr, self.betas, self.eps, decays
+                self.weights, g, self.m, self.v, self.steps, self.lr, self.betas, self.eps, decays, **more
             )
             return
         torch._foreach_mul_(self.m, beta1)
@@ -107,8 +111,9 @@ class Muon:
     both alike.
 
     Matrices of one shape have their momenta side by side and are orthogonalized in one batch, on a GPU in
-    float16: a small model's time is the number of its launches. `one_kernel` is `AdamW`'s; with "triton" the
-    lines above, too, are that engine's, one launch before the norm, one for it and one after the iteration.
+    float16: a small model's time is the number of its launches. `factor` and `one_kernel` are `AdamW`'s; with
+    "triton" the lines above, too, are that engine's, one launch before the norm, one for it and one after the
+    iteration.
     Raises `ValueError` when there is no hidden matrix.
     """
 
@@ -142,17 +147,19 @@ class Muon:
         self.m = [views[i] for i in range(len(self.weights))]
 
     @torch.no_grad()
-    def step(self, gradients: dict[str, Tensor]) -> None:
+    def step(self, gradients: dict[str, Tensor], factor: Tensor | None = None) -> None:
         self.adamw.lr = self.lr * self.adam_ratio
-        self.adamw.step(gradients)
+        self.adamw.step(gradients, factor)
         decay = self.lr * self.weight_decay
         for members, m in self.groups:
             w, g = [self.weights[i] for i in members], [gradients[self.names[i]] for i in members]
             size = self.lr * math.sqrt(max(1.0, m.shape[-2] / m.shape[-1]))
             if self.kernels:
-                x = self.kernels.look_ahead_(g, m, self.momentum, _iterated_in(m))
+                x = self.kernels.look_ahead_(g, m, self.momentum, _iterated_in(m), factor)
                 self.kernels.update_(w, newton_schulz(x), size, decay)
                 continue
+            if factor is not None:
+                torch._foreach_mul_(g, factor)
             u = torch.empty_like(m)
             torch._foreach_copy_(list(u.unbind()), g)
             m.lerp_(u, 1 - self.momentum)
@@ -238,12 +245,14 @@ def _check_names(state: dict[str, Tensor], expected: list[str]) -> None:
         )
 
 
-def clip(gradients: dict[str, Tensor], max_norm: float, norms: Tensor | None = None) -> Tensor:
-    """Scale all gradients, in place, so that their joint norm is at most `max_norm`; -> the norm before.
-
-    `norms` are those of each gradient, where somebody has computed them already.
-    """
+def clip(gradients: dict[str, Tensor], max_norm: float) -> Tensor:
+    """Scale all gradients, in place, so that their joint norm is at most `max_norm`; -> the norm before."""
     g = list(gradients.values())
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(g)) if norms is None else norms)
-    torch._foreach_mul_(g, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(g)))
+    torch._foreach_mul_(g, clip_factor(norm, max_norm))
     return norm
+
+
+def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
+    """What scales gradients of a joint norm to one of at most `max_norm`."""
+    return (max_norm / (norm + 1e-6)).clamp(max=1.0)

@@ -35,7 +35,7 @@ _PATTERNS = (
     ("norms", r"(rms|layer)_?norm|rsqrt|GammaBeta|cuComputeGradInput"),
     (
         "matrix products",
-        r"gemm|gemv|cutlass|cublas|nvjet|xmma|splitk|^triton_(mm|bmm|tem)|^(add|b|baddb)?mm(\.|$)",
+        r"gemm|gemv|cutlass|cublas|nvjet|xmma|splitk|^triton_(mm|bmm|tem)|^(add|b|baddb)?mm_?(\.|$)",
     ),
 )
 # Of the course's, by the file of `kernels.triton` or of `kernels.cuda` in which they stand.
@@ -56,6 +56,7 @@ _FILES = {
     "muon": "optimizer",
     "norms": "norms",
     "rope": "elementwise",
+    "rotary": "matrix products",
     "softmax": "elementwise",
 }
 

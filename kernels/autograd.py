@@ -40,10 +40,16 @@ _TYPES = {
     "ignore_index": "int",
 }
 # What an engine may have beyond the contract, and a model uses where it is there: operations that are fused
-# with what comes before them. Called with every input; `rotary_attention` uses up its first.
+# with what comes before them or after. Called with every input. A product `onto` something uses that up.
 FUSED = (
-    Operation("swiglu_linear", ("whole", "weight", "bias"), ("whole", "weight", "bias")),
-    Operation("rotary_attention", ("qkv", "n_head", "cos", "sin", "sink", "window"), ("qkv", "sink")),
+    Operation("normalize", ("x", "eps"), ("x",), outputs=("x_hat", "x")),
+    Operation("linear_onto", ("x", "weight", "onto"), ("x", "weight", "onto")),
+    Operation("swiglu_linear", ("whole", "weight", "bias", "onto"), ("whole", "weight", "bias", "onto")),
+    Operation(
+        "rotary_attention",
+        ("x", "weight", "bias", "n_head", "cos", "sin", "sink", "window"),
+        ("x", "weight", "bias", "sink"),
+    ),
 )
 
 

@@ -2,7 +2,7 @@
 
 Cutting such an array in pieces costs nothing, but putting the gradients of the pieces together is a copy of
 all of them; unless they already lie side by side. `empty_beside` makes room for them in that way, and
-`unpack` notices.
+`unpack` notices. So it is with the weights of that product: `lay_beside` once, and `pack` copies nothing.
 """
 
 import torch
@@ -25,6 +25,32 @@ class _Unpack(torch.autograd.Function):
     def backward(ctx, *pieces):
         whole = joined(pieces)
         return torch.cat(pieces, dim=-2) if whole is None else whole, None
+
+
+def lay_beside(*pieces: Tensor) -> None:
+    """Move the numbers of these `(..., H, D)`, neighbours from now on, into one array."""
+    whole = torch.cat([x.detach() for x in pieces], dim=-2)
+    for x, place in zip(pieces, whole.split([x.shape[-2] for x in pieces], dim=-2), strict=True):
+        x.data = place
+
+
+def pack(*pieces: Tensor) -> Tensor:
+    """`torch.cat(pieces, dim=-2)`: of neighbours a view."""
+    if torch.compiler.is_compiling():
+        return torch.cat(pieces, dim=-2)
+    return _Pack.apply(*pieces)
+
+
+class _Pack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *pieces):
+        ctx.sizes = [x.shape[-2] for x in pieces]
+        whole = joined(pieces)
+        return torch.cat(pieces, dim=-2) if whole is None else whole
+
+    @staticmethod
+    def backward(ctx, dwhole):
+        return dwhole.split(ctx.sizes, dim=-2)
 
 
 def joined(pieces: tuple[Tensor, ...]) -> Tensor | None:

@@ -20,6 +20,7 @@ CASES = [
     Case("rmsnorm", ((4096, 4096), (4096,), 1e-5), "wide"),
     Case("rmsnorm", ((4096, 20000), (20000,), 1e-5), "blocks"),
     Case("add_rmsnorm", ((4096, 768), (4096, 768), (768,), 1e-5), "gpt"),
+    Case("normalize", ((4096, 640), 1e-5), "modern"),  # beyond the contract
     Case("layernorm", ((4096, 768), (768,), (768,), 1e-5), "gpt"),
     Case("add_layernorm", ((4096, 8192), (4096, 8192), (8192,), (8192,), 1e-5), "wide"),
     Case("softmax", ((4096, 1000),), "odd"),
@@ -33,15 +34,19 @@ CASES = [
     Case("gelu", ((4, 1024, 3072),), "gpt"),
     Case("swiglu", ((4, 1024, 2048), (4, 1024, 2048)), "gpt"),
     Case("gelu_mlp", ((4, 1024, 768), (3072, 768), (3072,), (768, 3072), (768,)), "gpt"),
-    Case("swiglu_linear", ((4, 1024, 2, 1728), (640, 1728), None), "modern"),  # beyond the contract
+    Case("swiglu_linear", ((4, 1024, 2, 1728), (640, 1728), None), "modern"),  # beyond the contract, too
     *(
         Case("attention", (*[(2, 1024, 4, D)] * 3, None, True, None, None), f"causal-{D}")
         for D in (16, 64, 128, 256)
     ),
     Case("attention", ((2, 1024, 4, 64), *[(2, 1024, 2, 64)] * 2, (4,), True, 256, None), "everything"),
     Case("attention", ((2, 100, 4, 64), *[(2, 1000, 4, 64)] * 2, None, False, None, None), "full"),
-    *(  # beyond the contract, too
-        Case("rotary_attention", ((2, 1024, 8, D), 4, (1024, D // 2), (1024, D // 2), (4,), 256), f"{D}")
+    *(  # and these
+        Case(
+            "rotary_attention",
+            ((2, 1024, 320), (8 * D, 320), (8 * D,), 4, (1024, D // 2), (1024, D // 2), (4,), 256),
+            f"{D}",
+        )
         for D in (64, 128)
     ),
     Case("cross_entropy", ((4096, 50304), Ids((4096,), 50304), IGNORED), "gpt"),

@@ -86,8 +86,9 @@ def test_the_courses_adamw_takes_the_engines(engine):
     ours, plain = tensors(0), tensors(0)
     fused, course = AdamW(ours, 1e-2, one_kernel=engine), AdamW(plain, 1e-2)
     assert fused.one_kernel.__module__ == f"kernels.{engine}.adamw"
-    for step in range(3):
-        fused.step(tensors(step + 1))
-        course.step(tensors(step + 1))
+    for step, factor in enumerate((None, 0.5, 0.1)):
+        factor = factor and torch.tensor(factor, device=DEVICE)
+        fused.step(tensors(step + 1), factor)
+        course.step({name: g if factor is None else factor * g for name, g in tensors(step + 1).items()})
     for name, w in ours.items():
         torch.testing.assert_close(w, plain[name], rtol=2e-6, atol=2e-6)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.packed import empty_beside, joined, unpack
+from kernels.packed import empty_beside, joined, lay_beside, pack, unpack
 
 SIZES = 4, 2, 2
 
@@ -49,3 +49,27 @@ def test_only_neighbours_in_order_are_joined():
     assert joined(tuple(piece.clone() for piece in pieces)) is None
     apart = empty_beside(*(piece.clone() for piece in pieces))
     assert joined(apart) is None and all(piece.is_contiguous() for piece in apart)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_packing_is_cat_and_copies_no_neighbours(beside):
+    weights = [torch.nn.Parameter(piece.clone()) for piece in whole().detach()[0].split(SIZES, dim=-2)]
+    if beside:
+        lay_beside(*weights)
+    packed, dy = pack(*weights), torch.randn_like(whole()[0])
+    assert (packed.data_ptr() == weights[0].data_ptr()) == beside
+    for result in (packed, torch.cat(weights, dim=-2)):
+        assert torch.equal(result, whole()[0])
+        for got, exact in zip(torch.autograd.grad(result, weights, dy), dy.split(SIZES, dim=-2), strict=True):
+            assert torch.equal(got, exact)
+
+
+def test_neighbours_can_change_one_by_one():
+    weights = [torch.nn.Parameter(piece.clone()) for piece in whole().detach()[0].split(SIZES, dim=-2)]
+    lay_beside(*weights)
+    with torch.no_grad():
+        torch._foreach_copy_(
+            [w.detach() for w in weights], [torch.full_like(w, i) for i, w in enumerate(weights)]
+        )
+    expected = torch.cat([torch.full_like(w, i) for i, w in enumerate(weights)], dim=-2)
+    assert torch.equal(pack(*weights), expected)

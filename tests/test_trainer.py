@@ -25,6 +25,7 @@ from course.training.listeners import Progress, WeightsAndBiases
 from course.training.recipe import presets
 from course.training.step import Step
 from kernels.cuda import emulator
+from kernels.packed import joined
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
@@ -278,6 +279,27 @@ def test_our_kernels_train_as_the_torch_engine_does(engine, optimizer, precision
         assert (step - expected).norm() <= apart * expected.norm(), name
         if ours.copy:
             assert torch.equal(ours.copy.model.weights[name], w.to(ours.dtype))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_our_kernels_clip_as_the_course_does(engine, optimizer):
+    how = dict(optimizer__name=optimizer, optimizer__clip=1e-3, batch_size=2, compile=False)
+    ours, theirs = (
+        step_of(recipe(engine=name, **how), device=where_it_runs(engine)) for name in (engine, "torch")
+    )
+    ours(0), theirs(0)
+    means = theirs.optimizer.state()
+    for name, mean in ours.optimizer.state().items():
+        if mean.is_floating_point():
+            torch.testing.assert_close(mean, means[name], rtol=2e-3, atol=1e-9)
+
+
+def test_a_copy_has_weights_side_by_side_that_are_multiplied_as_one(engine):
+    step = step_of(recipe(engine=engine, precision="bfloat16"), device=where_it_runs(engine))
+    for block in step.copy.model.blocks:
+        for layer in (block.attention, block.mlp):
+            weights = tuple(part.weight.detach() for part in layer.packed)
+            assert torch.equal(joined(weights), torch.cat(weights))
 
 
 def test_a_step_of_the_tales_preset_on_our_kernels(engine):

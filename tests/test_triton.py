@@ -196,7 +196,7 @@ def test_every_kernel_compiles_for_every_gpu(gpu, compilations):
     finished = compilations[gpu].result()
     assert finished.returncode == 0, finished.stderr
     launches = [json.loads(line) for line in finished.stdout.splitlines()]
-    fused = {operation.name for operation in FUSED}
+    fused = {operation.name for operation in FUSED} - {"linear_onto"}  # the library's product alone
     assert {launch["what"].split("-")[0] for launch in launches} == {*OURS, *fused}
     for launch in launches:
         assert launch["machine_code"] > 0

@@ -17,7 +17,7 @@ from kernels.packed import joined, unpack
 
 pytest.importorskip("triton", reason="Triton has no package for this platform")
 
-from kernels.triton import attention
+from kernels.triton import attention, rotary
 from kernels.triton.launch import Gpu
 
 # ‖out - ref‖ / ‖ref‖. float32: sums of up to 100 roundings of 2⁻²⁴ each, and a difference, dp - delta, of
@@ -322,99 +322,144 @@ def tables(T: int, D: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Te
     return tuple(torch.from_numpy(table).to(DEVICE, dtype) for table in rope_tables(T, D, 100.0))
 
 
-def composed(qkv, n_head, cos, sin, sink, window, dy, kept=torch.float64) -> tuple:
-    """y, dqkv and dsink of `rotary_attention` by the reference's two operations. Turned queries and keys are
-    rounded to the dtype that they are `kept` in."""
+def projections(C, H, H_kv, D, bias=False, dtype=torch.float32, seed=3) -> tuple:
+    """A weight and a bias that make queries, keys and values."""
+    width = (H + 2 * H_kv) * D
+    weight = drawn(width, C, seed=seed) * C**-0.5
+    return weight.to(dtype), drawn(width, seed=seed + 1, dtype=dtype) if bias else None
+
+
+def composed(x, weight, bias, n_head, cos, sin, sink, window, dy, kept=torch.float64) -> tuple:
+    """y, dx, dweight, dbias and dsink of `rotary_attention` by the reference's three operations. Queries,
+    keys and values are rounded to the dtype that they are `kept` in."""
+    whole, product = reference.linear_forward(x, weight, bias)
+    qkv = whole.unflatten(-1, (-1, 2 * cos.shape[1]))
     n_kv_head = (qkv.shape[2] - n_head) // 2
     qk, v = qkv.split((n_head + n_kv_head, n_kv_head), dim=2)
     turned, rope = reference.rope_forward(qk, cos, sin)
-    turned = turned.to(kept).to(qk.dtype)
+    turned, v = (z.to(kept).to(qk.dtype) for z in (turned, v))
     y, saved = reference.attention_forward(*turned.split((n_head, n_kv_head), dim=2), v, sink, True, window)
     dq, dk, dv, dsink = reference.attention_backward(dy, saved)
-    return y, torch.cat((reference.rope_backward(torch.cat((dq, dk), dim=2), rope), dv), dim=2), dsink
+    dqkv = torch.cat((reference.rope_backward(torch.cat((dq, dk), dim=2), rope), dv), dim=2)
+    return y, *reference.linear_backward(dqkv.flatten(-2), product), dsink
 
 
-def both_rotary_passes(qkv, *inputs, dy) -> tuple:
-    y, saved = attention.rotary_attention_forward(qkv.clone(), *inputs)
-    return y, *attention.rotary_attention_backward(dy, saved)
+def both_rotary_passes(*inputs, dy) -> tuple:
+    y, saved = rotary.rotary_attention_forward(*inputs)
+    return y, *rotary.rotary_attention_backward(dy, saved)
+
+
+def assert_rotary_equals_reference(*inputs, dy) -> None:
+    dtype = dy.dtype
+    exact = [x.double().cpu() if isinstance(x, torch.Tensor) else x for x in inputs]
+    expected = composed(*exact, dy=dy.double().cpu(), kept=dtype)
+    # dsink: a few sums of dy · y, in which the terms cancel and the rounding of y does not
+    for ours, theirs, times in zip(
+        both_rotary_passes(*inputs, dy=dy), expected, (1, 1, 1, 1, 2), strict=True
+    ):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert ours.shape == theirs.shape and ours.dtype == dtype and ours.is_contiguous()
+            error = (ours.double().cpu() - theirs).norm() / max(theirs.norm().item(), 1.0)
+            assert error <= times * TOLERANCE[dtype], error
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("shape", "window", "sink"),
+    ("shape", "C", "bias", "window", "sink"),
     [
-        ((2, 21, 2, 2, 16), None, False),
-        ((1, 37, 4, 2, 16), 9, True),
-        ((1, 33, 3, 1, 64), None, True),
-        ((2, 19, 4, 2, 24), 12, True),
-        ((1, 17, 1, 1, 80), None, False),
-        ((1, 5, 2, 1, 6), None, False),
-        ((1, 1, 1, 1, 32), None, True),
+        ((2, 21, 2, 2, 16), 24, False, None, False),
+        ((1, 37, 4, 2, 16), 40, True, 9, True),
+        ((1, 33, 3, 1, 64), 33, True, None, True),
+        ((1, 9, 1, 1, 128), 16, False, None, False),
+        ((2, 19, 4, 2, 24), 20, True, 12, True),
+        ((1, 17, 1, 1, 80), 24, False, None, False),
+        ((1, 5, 2, 1, 6), 7, False, None, False),
+        ((1, 1, 1, 1, 32), 1, True, None, True),
     ],
-    ids=["plain", "window-sink-grouped", "multi-query", "width-24", "width-80", "width-6", "one"],
+    ids=["plain", "everything", "multi-query", "width-128", "width-24", "width-80", "width-6", "one"],
 )
-def test_rotary_attention_equals_rope_and_attention(monkeypatch, dtype, shape, window, sink):
+def test_rotary_attention_equals_product_rope_and_attention(monkeypatch, dtype, shape, C, bias, window, sink):
     tile(monkeypatch, 16, 16)
     B, T, H, H_kv, D = shape
-    qkv, dy = drawn(B, T, H + 2 * H_kv, D, dtype=dtype), drawn(B, T, H, D, seed=1, dtype=dtype)
-    inputs = (qkv, H, *tables(T, D, dtype), drawn(H, seed=2, dtype=dtype) if sink else None, window)
-    exact = [x.double() if isinstance(x, torch.Tensor) else x for x in inputs]
-    expected = composed(*exact, dy=dy.double(), kept=dtype)
-    y, dqkv, dsink = zip(both_rotary_passes(*inputs, dy=dy), expected, strict=True)
-    assert (dsink[0] is not None) == (dsink[1] is not None) == sink
-    # dsink: a few sums of dy · y, in which the terms cancel and the rounding of y does not
-    for (ours, theirs), times in ((y, 1), (dqkv, 1), *([(dsink, 2)] if sink else [])):
-        assert ours.shape == theirs.shape and ours.dtype == dtype and ours.is_contiguous()
-        assert (ours - theirs).norm() / max(theirs.norm().item(), 1.0) <= times * TOLERANCE[dtype]
+    weights = projections(C, H, H_kv, D, bias, dtype)
+    sinks = drawn(H, seed=2, dtype=dtype) if sink else None
+    x, dy = drawn(B, T, C, dtype=dtype), drawn(B, T, H, D, seed=1, dtype=dtype)
+    assert_rotary_equals_reference(x, *weights, H, *tables(T, D, dtype), sinks, window, dy=dy)
 
 
 @pytest.mark.parametrize(
-    ("D", "passes"), [(16, [False]), (64, [False]), (24, [False, True]), (8, [False, True])]
+    ("D", "fused", "passes"),
+    [(16, True, []), (64, True, []), (24, False, [False, True]), (8, False, [False, True])],
 )
-def test_only_widths_that_no_tile_has_are_turned_back_by_a_kernel_of_their_own(monkeypatch, D, passes):
-    inverse, rope_ = [], attention.rope_
+def test_only_widths_that_no_tile_has_are_turned_by_a_kernel_of_their_own(monkeypatch, D, fused, passes):
+    inverse, products, rope_, product = [], [], rotary.rope_, rotary._turned_product
     monkeypatch.setattr(
-        attention, "rope_", lambda *a, **how: inverse.append(how.get("inverse", False)) or rope_(*a, **how)
+        rotary, "rope_", lambda *a, **how: inverse.append(how.get("inverse", False)) or rope_(*a, **how)
     )
-    both_rotary_passes(drawn(1, 5, 4, D), 2, *tables(5, D), None, None, dy=drawn(1, 5, 2, D))
-    assert inverse == passes
+    monkeypatch.setattr(rotary, "_turned_product", lambda *a: products.append(product(*a)))
+    weights = projections(8, 2, 1, D)
+    both_rotary_passes(drawn(1, 5, 8), *weights, 2, *tables(5, D), None, None, dy=drawn(1, 5, 2, D))
+    if not rotary._fuses(drawn(1), 16):  # a GPU on which the product is the library's
+        fused, passes = False, [False, *passes[1:]]
+    assert inverse == passes and len(products) == fused
 
 
 def test_a_kept_plan_takes_the_tables_of_its_call(monkeypatch):
     tile(monkeypatch, 16, 16)
-    qkv, dy, (cos, sin) = drawn(1, 20, 4, 16), drawn(1, 20, 2, 16, seed=1), tables(20, 16)
-    gaps = [torch.stack((x, torch.full_like(x, torch.nan)), dim=-1)[..., 0] for x in (cos, sin)]
-    first = both_rotary_passes(qkv, 2, cos, sin, None, None, dy=dy)
-    again = both_rotary_passes(qkv, 2, *gaps, None, None, dy=dy)
-    other = both_rotary_passes(qkv, 2, cos, -sin, None, None, dy=dy)
+    x, dy, (cos, sin), weights = (
+        drawn(1, 20, 8),
+        drawn(1, 20, 2, 16, seed=1),
+        tables(20, 16),
+        projections(8, 2, 1, 16),
+    )
+    gaps = [torch.stack((z, torch.full_like(z, torch.nan)), dim=-1)[..., 0] for z in (cos, sin)]
+    first = both_rotary_passes(x, *weights, 2, cos, sin, None, None, dy=dy)
+    again = both_rotary_passes(x, *weights, 2, *gaps, None, None, dy=dy)
+    other = both_rotary_passes(x, *weights, 2, cos, -sin, None, None, dy=dy)
     assert attention._plan_backward.cache_info().misses == 1
     assert torch.equal(again[1], first[1]) and not torch.equal(other[1], first[1])
-    torch.testing.assert_close(other[1], composed(qkv, 2, cos, -sin, None, None, dy)[1], rtol=1e-4, atol=1e-5)
-    _, saved = attention.attention_forward(*qkv.split((2, 1, 1), dim=2))  # alike, and nothing turned
+    expected = composed(x, *weights, 2, cos, -sin, None, None, dy)[1]
+    torch.testing.assert_close(other[1], expected, rtol=1e-4, atol=1e-5)
+    _, saved = attention.attention_forward(*drawn(1, 20, 4, 16).split((2, 1, 1), dim=2))  # nothing turned
     attention.attention_backward(dy, saved)
     assert attention._plan_backward.cache_info().misses == 2
 
 
 def test_descriptors_and_rotary_positions(monkeypatch):
     tile(monkeypatch, 16, 16)
-    qkv, dy = (drawn(2, 37, heads, 16, seed=heads, dtype=torch.float16) for heads in (8, 4))
-    inputs = (qkv, 4, *tables(37, 16, torch.float16), drawn(4, dtype=torch.float16), 20)
+    x, dy = drawn(2, 37, 16, dtype=torch.float16), drawn(2, 37, 4, 16, seed=1, dtype=torch.float16)
+    weights = projections(16, 4, 2, 16, dtype=torch.float16)
+    inputs = (x, *weights, 4, *tables(37, 16, torch.float16), drawn(4, dtype=torch.float16), 20)
     expected = both_rotary_passes(*inputs, dy=dy)
     if torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("this GPU has no copy engine")
     made = copied_by_hardware(monkeypatch)
     for a, b in zip(both_rotary_passes(*inputs, dy=dy), expected, strict=True):
-        assert torch.equal(a, b)
+        assert a is b is None or torch.equal(a, b)
     assert made
 
 
-def test_autograd_has_the_gradient_of_what_was_used_up():
+def test_any_layout_of_what_queries_keys_and_values_are_made_of():
+    """A transposed weight, and rows with gaps that begin at no multiple of 16 bytes."""
+    x, (weight, bias), dy = drawn(2, 9, 5), projections(5, 2, 1, 16, bias=True), drawn(2, 9, 2, 16, seed=1)
+    rest = 2, *tables(9, 16), None, None
+    dense = both_rotary_passes(x, weight, bias, *rest, dy=dy)
+    x, weight = torch.cat((x, x), 2)[..., 5:], weight.t().contiguous().t()
+    bias = torch.stack((bias, bias), -1)[:, 0]
+    for a, b in zip(both_rotary_passes(x, weight, bias, *rest, dy=dy), dense, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_autograd_has_its_gradients():
     ops, (cos, sin), sink = bind("triton"), tables(9, 16), drawn(4).requires_grad_()
-    x, dy = drawn(2, 9, 8, 16).requires_grad_(), drawn(2, 9, 4, 16, seed=1)
-    qk, v = unpack(2 * x, (6, 2))
+    x, dy = drawn(2, 9, 8).requires_grad_(), drawn(2, 9, 4, 16, seed=1)
+    weight, bias = (z.requires_grad_() for z in projections(8, 4, 2, 16, bias=True))
+    qk, v = unpack(ops.linear(x, weight, bias).unflatten(-1, (-1, 16)), (6, 2))
     q, k = unpack(ops.rope(qk, cos, sin), (4, 2))
-    expected = torch.autograd.grad(ops.attention(q, k, v, sink, True, 5), (x, sink), dy)
-    got = torch.autograd.grad(ops.rotary_attention(2 * x, 4, cos, sin, sink, 5), (x, sink), dy)
+    inputs = x, weight, bias, sink
+    expected = torch.autograd.grad(ops.attention(q, k, v, sink, True, 5), inputs, dy)
+    got = torch.autograd.grad(ops.rotary_attention(x, weight, bias, 4, cos, sin, sink, 5), inputs, dy)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert bind("torch").rotary_attention is None
@@ -424,21 +469,36 @@ def test_autograd_has_the_gradient_of_what_was_used_up():
 @DTYPES
 @pytest.mark.parametrize("D", [32, 64, 96, 128, 256])
 def test_rotary_attention_of_real_sizes(dtype, D):
-    qkv, dy = drawn(2, 1001, 8, D, dtype=dtype), drawn(2, 1001, 4, D, seed=1, dtype=dtype)
-    inputs = (qkv, 4, *tables(1001, D, dtype), drawn(4, dtype=dtype), 300)
-    exact = [x.double().cpu() if isinstance(x, torch.Tensor) else x for x in inputs]
-    expected = composed(*exact, dy=dy.double().cpu(), kept=dtype)
-    for ours, theirs in zip(both_rotary_passes(*inputs, dy=dy), expected, strict=True):
-        assert (ours.double().cpu() - theirs).norm() / theirs.norm() <= TOLERANCE[dtype]
+    x, dy = drawn(2, 1001, 320, dtype=dtype), drawn(2, 1001, 4, D, seed=1, dtype=dtype)
+    weights = projections(320, 4, 2, D, bias=True, dtype=dtype)
+    sink = drawn(4, dtype=dtype)
+    assert_rotary_equals_reference(x, *weights, 4, *tables(1001, D, dtype), sink, 300, dy=dy)
 
 
 # Bad input
 
 
-@pytest.mark.parametrize("heads", [2, 3, 5])
+@pytest.mark.parametrize("heads", [2, 3, 5, 4.5])
 def test_heads_that_are_no_queries_keys_and_values_are_refused(heads):
-    with pytest.raises(ValueError, match=f"expected 2 heads of queries .* got {heads} heads together"):
-        attention.rotary_attention_forward(drawn(1, 4, heads, 16), 2, *tables(4, 16), None, None)
+    weight = drawn(int(heads * 16), 8)
+    with pytest.raises(ValueError, match=r"for 2 heads of queries, of width 16 .* got x \(1, 4, 8\)"):
+        rotary.rotary_attention_forward(drawn(1, 4, 8), weight, None, 2, *tables(4, 16), None, None)
+
+
+def test_other_shapes_that_do_not_fit_rotary_attention_are_refused():
+    x, (weight, bias), rest = (
+        drawn(1, 4, 8),
+        projections(8, 2, 1, 16, bias=True),
+        (2, *tables(4, 16), None, None),
+    )
+    with pytest.raises(ValueError, match="last dimension is 7 and the weight's is 8"):
+        rotary.rotary_attention_forward(x[..., :7], weight, bias, *rest)
+    with pytest.raises(ValueError, match=r"bias \(63,\)"):
+        rotary.rotary_attention_forward(x, weight, bias[:63], *rest)
+    with pytest.raises(ValueError, match=r"the tables must have shape \(3, 8\)"):
+        rotary.rotary_attention_forward(x[:, :3], weight, bias, *rest)
+    with pytest.raises(TypeError, match=r"float32 and of torch\.bfloat16"):
+        rotary.rotary_attention_forward(x, weight.bfloat16(), bias, *rest)
 
 
 def test_heads_too_wide_are_refused():

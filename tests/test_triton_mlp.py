@@ -137,7 +137,7 @@ def test_swiglu_in_the_product_after_it(leading, F, C_out, bias, dtype):
     y, saved = mlp.swiglu_linear_forward(*rounded)
     ours = y, *mlp.swiglu_linear_backward(dy, saved)
     theirs = composed([x if x is None else x.double() for x in rounded], dy.double())
-    for got, exact in zip(ours, theirs, strict=True):
+    for got, exact in zip(ours, (*theirs, None), strict=True):  # it was added to nothing
         if exact is None:
             assert got is None
             continue

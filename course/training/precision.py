@@ -34,6 +34,7 @@ class Copy:
     def __init__(self, model: Transformer, engine: str, dtype: torch.dtype):
         where = model.embedding.weight.device
         self.model = Transformer(model.config, engine, weights=model.weights, device=where, dtype=dtype)
+        self.model.lay_weights_beside()
         self.originals = [w.detach() for w in model.weights.values()]
         self.rounded = [w.detach() for w in self.model.weights.values()]
 

@@ -73,10 +73,11 @@ class Step:
             self.scaler.update(finite)
             if not finite:
                 return Done(loss, norms, lr, skipped=True)
+        factor = None
         if self.recipe.optimizer.clip:
-            optim.clip(gradients, self.recipe.optimizer.clip, norms)
+            factor = optim.clip_factor(torch.linalg.vector_norm(norms), self.recipe.optimizer.clip)
         self.optimizer.lr = lr
-        self.optimizer.step(gradients)
+        self.optimizer.step(gradients, factor)
         if self.copy:
             self.copy.refresh()
         return Done(loss, norms, lr, skipped=False)

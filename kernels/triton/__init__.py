@@ -17,8 +17,6 @@ from kernels.triton.activations import (  # noqa: F401
 from kernels.triton.attention import (  # noqa: F401
     attention_backward,
     attention_forward,
-    rotary_attention_backward,
-    rotary_attention_forward,
 )
 from kernels.triton.elementwise import (  # noqa: F401
     add_backward,
@@ -49,8 +47,12 @@ from kernels.triton.norms import (  # noqa: F401
     add_rmsnorm_forward,
     layernorm_backward,
     layernorm_forward,
+    normalize_backward,
+    normalize_forward,
     rmsnorm_backward,
     rmsnorm_forward,
 )
+from kernels.triton.residual import linear_onto_backward, linear_onto_forward  # noqa: F401
 from kernels.triton.rope import rope_backward, rope_forward  # noqa: F401
+from kernels.triton.rotary import rotary_attention_backward, rotary_attention_forward  # noqa: F401
 from kernels.triton.softmax import softmax_backward, softmax_forward  # noqa: F401

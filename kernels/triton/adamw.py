@@ -14,7 +14,7 @@ TYPES = dict(zip(DTYPES, (tl.float32, tl.bfloat16, tl.float16), strict=True))
 
 @triton.jit
 def _adamw_kernel(
-    table_ptr, decay_ptr, lr, beta1, beta2, eps, correction1, correction2,
+    table_ptr, decay_ptr, factor_ptr, lr, beta1, beta2, eps, correction1, correction2,
     W: tl.constexpr, G: tl.constexpr, M: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = table_ptr + tl.program_id(0).to(tl.int64) * 5
@@ -28,6 +28,8 @@ def _adamw_kernel(
     i = tl.arange(0, BLOCK)
     inside = i < tl.load(row + 4)
     g = tl.load(g_ptr + i, mask=inside, other=0.0).to(tl.float32)
+    if factor_ptr is not None:
+        g *= tl.load(factor_ptr).to(tl.float32)
     m = tl.load(m_ptr + i, mask=inside, other=0.0).to(tl.float32)
     v = tl.load(v_ptr + i, mask=inside, other=0.0).to(tl.float32)
     w = tl.load(w_ptr + i, mask=inside, other=0.0).to(tl.float32)
@@ -50,13 +52,15 @@ def adamw_(
     betas: tuple[float, float],
     eps: float,
     weight_decays: Sequence[float],
+    factor: Tensor | None = None,
 ) -> None:
     """One step of AdamW (Loshchilov and Hutter, 2019) for all weights, in place; `steps` counts it too.
 
     m ← β₁ m + (1-β₁) g and v ← β₂ v + (1-β₂) g²; then w ← w - lr weight_decay w, and
     w ← w - lr m̂ / (√v̂ + ε), where m̂ and v̂ undo the bias of starting at 0. `weight_decays` has one number
-    for each weight. Weights, gradients and means are float32, bfloat16 or float16, each kind of one dtype,
-    dense and of the same shapes; everything is computed in float32.
+    for each weight. Where there is a `factor`, a tensor of one number, it clips: g is that times a gradient.
+    Weights, gradients and means are float32, bfloat16 or float16, each kind of one dtype, dense and of the
+    same shapes; everything is computed in float32.
 
     Errors, and what addresses not seen lately cost: `kernels.adamw_table`.
     """
@@ -66,7 +70,7 @@ def adamw_(
         return
     W, G, M = (TYPES[kind[0].dtype] for kind in kinds[:3])
     launch(
-        _adamw_kernel, (len(table.rows),), table.rows, table.weight_decays, lr, *betas, eps,
+        _adamw_kernel, (len(table.rows),), table.rows, table.weight_decays, factor, lr, *betas, eps,
         1 - betas[0] ** steps, (1 - betas[1] ** steps) ** 0.5,
         W=W, G=G, M=M, ALIGNED=table.aligned, BLOCK=BLOCK,
     )  # fmt: skip

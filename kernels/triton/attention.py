@@ -12,12 +12,11 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from kernels.checks import check_attention
-from kernels.packed import empty_beside, joined
+from kernels.packed import empty_beside
 from kernels.triton.arithmetic import LOG2_E
 from kernels.triton.flash_backward import _dkv_kernel, _dq_kernel
 from kernels.triton.flash_forward import _forward_kernel
 from kernels.triton.launch import INTERPRETED, TENSOR, Gpu, Launch, Tiles, cdiv, check, empty, gpu, power_of_2
-from kernels.triton.rope import rope_
 
 WIDEST_HEAD = 256
 COPY_ENGINE = 90  # compute capability (times ten) from which tensor descriptors are fetched in hardware
@@ -198,10 +197,12 @@ def attention_backward(dy: Tensor, saved: tuple):
 
     The gradients of q, k and v that are neighbours in one array are neighbours in one, too.
     """
-    return _backward(dy, saved, None, None)
+    return turned_attention_backward(dy, saved, None, None)
 
 
-def _backward(dy: Tensor, saved: tuple, cos: Tensor | None, sin: Tensor | None) -> tuple:
+def turned_attention_backward(
+    dy: Tensor, saved: tuple, cos: Tensor | None, sin: Tensor | None
+) -> tuple[Tensor | None, ...]:
     """`attention_backward`; with dense tables `(T, D/2)`, dq and dk are turned back."""
     q, k, v, sink, y, lse, causal, window, softmax_scale = saved
     signed_q, scale, sign = _nonnegative(q, softmax_scale)
@@ -271,38 +272,3 @@ def _plan_backward(
         **_options(*options),
     )  # fmt: skip
     return (B * n_blocks, H), run_dq, run_dkv
-
-
-def rotary_attention_forward(
-    qkv: Tensor, n_head: int, cos: Tensor, sin: Tensor, sink: Tensor | None, window: int | None
-):
-    """Causal attention of queries and keys that are turned first, where they are: qkv is used up.
-
-    qkv `(B, T, H + 2 H_kv, D)`: queries, keys and values side by side, H = n_head of them queries. cos and
-    sin `(T, D/2)` as for `rope_forward`; sink and window as for `attention_forward` -> y `(B, T, H, D)`.
-    Raises `ValueError` for shapes and devices, `TypeError` for dtypes.
-    """
-    n_kv_head, odd = divmod(qkv.shape[-2] - n_head, 2)
-    if n_kv_head < 1 or odd:
-        raise ValueError(
-            f"rotary_attention: expected {n_head} heads of queries and as many of keys as of values, got "
-            f"{qkv.shape[-2]} heads together."
-        )
-    heads = n_head, n_kv_head, n_kv_head
-    cos, sin = cos.contiguous(), sin.contiguous()
-    rope_(qkv.narrow(-2, 0, n_head + n_kv_head), cos, sin)
-    y, saved = attention_forward(*qkv.split(heads, dim=-2), sink, True, window)
-    return y, (qkv, heads, cos, sin, *saved[3:])
-
-
-def rotary_attention_backward(dy: Tensor, saved: tuple):
-    """-> dqkv, dsink (None without a sink). dqkv is that of the queries and keys before they were turned."""
-    qkv, heads, cos, sin, *saved = saved
-    D = qkv.shape[-1]
-    by_kernels = max(16, power_of_2(D, WIDEST_HEAD)) == D  # a tile is no wider than a head
-    tables = (cos, sin) if by_kernels else (None, None)
-    dq, dk, dv, dsink = _backward(dy, (*qkv.split(heads, dim=-2), *saved), *tables)
-    dqkv = joined((dq, dk, dv))
-    if not by_kernels:
-        rope_(dqkv.narrow(-2, 0, heads[0] + heads[1]), cos, sin, inverse=True)
-    return dqkv, dsink

@@ -32,6 +32,7 @@ from kernels.triton.activations import (
 from kernels.triton.arithmetic import corner, dot, halves
 from kernels.triton.elementwise import sum_middle
 from kernels.triton.launch import INTERPRETED, check, for_tma, gpu, launch, matrix, padded, tiles
+from kernels.triton.residual import add_product
 
 # The fastest of sweeps on an H100. A tile of SwiGLU's gradients reads and writes twice as much as one of
 # GELU's: small tiles, three programs a processor, of which one multiplies while another waits for memory.
@@ -227,11 +228,14 @@ def gelu_mlp_backward(dy: Tensor, saved: tuple):
     return (dpre @ up).view(x.shape), dup, _sum(dpre, has_up_bias), ddown, _sum(flat, has_down_bias)
 
 
-def swiglu_linear_forward(whole: Tensor, weight: Tensor, bias: Tensor | None = None):
+def swiglu_linear_forward(
+    whole: Tensor, weight: Tensor, bias: Tensor | None = None, onto: Tensor | None = None
+):
     """y = swiglu(gate, up) weightᵀ + bias, with gate and up as they come out of one product.
 
     whole `(..., 2, F)`, weight `(C_out, F)`, bias `(C_out)` or None -> y `(..., C_out)`; float32, bfloat16 or
-    float16, all of one dtype. Raises `ValueError` for shapes and devices, `TypeError` for dtypes.
+    float16, all of one dtype. In place of a bias there may be `onto`, `(..., C_out)`: y is added to it in its
+    memory, as by `linear_onto`. Raises `ValueError` for shapes and devices, `TypeError` for dtypes.
     """
     check("swiglu_linear", whole, weight, bias)
     if whole.dim() < 2 or whole.shape[-2] != 2 or whole.shape[-1] != weight.shape[1]:
@@ -240,12 +244,17 @@ def swiglu_linear_forward(whole: Tensor, weight: Tensor, bias: Tensor | None = N
             f"(..., 2, {weight.shape[1]}), got {tuple(whole.shape)}."
         )
     h, _ = swiglu_forward(*whole.unbind(-2))
-    return linear(h, weight, bias), (whole, weight, h, bias is not None)
+    saved = whole, weight, h, bias is not None, onto is not None
+    if onto is None:
+        return linear(h, weight, bias), saved
+    if bias is not None:
+        raise ValueError("swiglu_linear: give a bias or what y is added to, not both.")
+    return add_product("swiglu_linear", h, weight, onto), saved
 
 
 def swiglu_linear_backward(dy: Tensor, saved: tuple):
-    """-> dwhole, dweight, dbias (None for a bias that is None)."""
-    whole, weight, h, has_bias = saved
+    """-> dwhole, dweight, dbias (None for a bias that is None), donto (dy itself, or None)."""
+    whole, weight, h, has_bias, has_onto = saved
     check("swiglu_linear", dy, whole, weight)
     if dy.shape != (*whole.shape[:-2], weight.shape[0]):
         raise ValueError(
@@ -260,7 +269,7 @@ def swiglu_linear_backward(dy: Tensor, saved: tuple):
         _product(_swiglu_down_backward_kernel, flat, down, False, arrays, config=SWIGLU)
     elif len(pair):
         dpair = joined(swiglu_backward((flat @ weight).unsqueeze(1), pair.split(1, dim=1)))
-    return dpair.view(whole.shape), flat.t() @ matrix(h), _sum(flat, has_bias)
+    return dpair.view(whole.shape), flat.t() @ matrix(h), _sum(flat, has_bias), dy if has_onto else None
 
 
 def _sum(d: Tensor, wanted: bool) -> Tensor | None:

@@ -32,13 +32,15 @@ def _at(table_ptr, matrix, T: tl.constexpr, ALIGNED: tl.constexpr):
 
 @triton.jit
 def _look_ahead_kernel(
-    table_ptr, m_ptr, u_ptr, squares_ptr, N, momentum,
+    table_ptr, factor_ptr, m_ptr, u_ptr, squares_ptr, N, momentum,
     G: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     matrix = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < N
     g = tl.load(_at(table_ptr, matrix, G, ALIGNED) + i, mask=inside, other=0.0).to(tl.float32)
+    if factor_ptr is not None:
+        g *= tl.load(factor_ptr).to(tl.float32)
     m = tl.load(m_ptr + matrix * N + i, mask=inside, other=0.0).to(tl.float32)
     m = momentum * m + (1 - momentum) * g
     u = momentum * m + (1 - momentum) * g
@@ -77,13 +79,20 @@ def _update_kernel(
     tl.store(w_ptr, (w * (1 - decay) - size * o).to(W), mask=inside)
 
 
-def look_ahead_(gradients: Sequence[Tensor], m: Tensor, momentum: float, dtype: torch.dtype) -> Tensor:
+def look_ahead_(
+    gradients: Sequence[Tensor],
+    m: Tensor,
+    momentum: float,
+    dtype: torch.dtype,
+    factor: Tensor | None = None,
+) -> Tensor:
     """Muon's momentum (Jordan et al., 2024): what Newton-Schulz starts from, `(n, R, C)` in `dtype`.
 
     With μ = `momentum`, m ← μ m + (1-μ) g, in place, for the n matrices whose means lie in the stack m
     `(n, R, C)`; then u = μ m + (1-μ) g, the look ahead (Nesterov, 1983), each divided by its Frobenius norm.
-    Everything is computed in float32; for a `dtype` of 16 bits u waits for its norm in bfloat16, which has
-    float32's range: a gradient may be smaller than all that float16 can hold.
+    Where there is a `factor`, a tensor of one number, it clips: g is that times a gradient. Everything is
+    computed in float32; for a `dtype` of 16 bits u waits for its norm in bfloat16, which has float32's range:
+    a gradient may be smaller than all that float16 can hold.
 
     Raises `ValueError` for shapes, layouts or devices that do not fit, `TypeError` for dtypes.
     """
@@ -94,7 +103,7 @@ def look_ahead_(gradients: Sequence[Tensor], m: Tensor, momentum: float, dtype: 
     sums = cdiv(N, BLOCK)
     squares = m.new_empty(n, sums, dtype=torch.float32)  # parts, not atomics: every run adds them alike
     launch(
-        _look_ahead_kernel, (sums, n), table, m, u, squares, N, momentum,
+        _look_ahead_kernel, (sums, n), table, factor, m, u, squares, N, momentum,
         G=TYPES[gradients[0].dtype], ALIGNED=aligned, BLOCK=BLOCK,
     )  # fmt: skip
     launch(

@@ -6,6 +6,14 @@ therefore holds whole rows in registers. The gradient of the weight is a sum ove
 of the backward pass sums the rows that it sees, in registers, and a second kernel adds these partial sums
 in a fixed order, so that two runs give the same bits. A few tiles of rows are one program's work, whose sums
 are the gradient: the host would be busier with a second kernel than the GPU with the first.
+
+`normalize` is RMSNorm without its weight, for a model that multiplies the weight into the product that comes
+next. What it returns is x̂ = x r, and all that its gradient needs of x:
+
+    ∂x̂/∂x = r (I - x̂ x̂ᵀ / C),  so  dx = r (dx̂ - x̂ mean(dx̂ x̂)).
+
+So nobody needs x any longer, and what is added to it later may take its place. (From y = w x̂ one could not
+find x̂ again: not where w = 0.)
 """
 
 import functools
@@ -41,7 +49,8 @@ def _norm_forward(
     x, residual, weight, bias, y, h, mean, rstd, x_stride, residual_stride, rows, eps,
     C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """ROWS rows: y = w (h - μ) / √(mean((h - μ)²) + ε) + b, where h = x + residual; μ = 0 without a mean.
+    """ROWS rows: y = w (h - μ) / √(mean((h - μ)²) + ε) + b, where h = x + residual; μ = 0 without a mean, and
+    w = 1 without a weight.
 
     The loops over blocks are unrolled. A row of one block is loaded once: the compiler sees the same load
     three times with no store between, and keeps the first. A wider row comes from the L2 cache again.
@@ -69,7 +78,9 @@ def _norm_forward(
         columns = start + tl.arange(0, BLOCK)[None, :]
         mask = inside & (columns < C)
         block = _load_sum(x, residual, row, x_stride, residual_stride, columns, mask)
-        out = (block - mu) * r * _load(weight, 0, 0, columns, columns < C)
+        out = (block - mu) * r
+        if weight is not None:
+            out *= _load(weight, 0, 0, columns, columns < C)
         if bias is not None:
             out += _load(bias, 0, 0, columns, columns < C)
         tl.store(y + row * C + columns, out.to(y.dtype.element_ty), mask=mask)
@@ -81,11 +92,21 @@ def _norm_forward(
 
 
 @triton.jit
+def _load_x_hat(x, weight, mu, r, row, stride, columns, mask):
+    """A block of x̂, as it was stored where there is no weight."""
+    x_hat = _load(x, row, stride, columns, mask)
+    if weight is not None:
+        x_hat = (x_hat - mu) * r
+    return x_hat
+
+
+@triton.jit
 def _norm_backward(
     dy, dh, x, weight, mean, rstd, dx, dweights, dbiases, dy_stride, dh_stride, x_stride, rows,
     C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """ROWS rows at a time, the programs taking turns: dx of each row, and the sums for dweight and dbias.
+    Without a weight x̂ stands in x's place, w = 1, and there are no sums.
 
     With x̂ = (x - μ) r and g = w dy:  dx = r (g - mean(g) - x̂ mean(g x̂)) + dh,  dw = Σ dy x̂,  db = Σ dy;
     RMSNorm has no mean(g). `dweights` and `dbiases` are (programs, C): each program's sums over its rows, and
@@ -94,7 +115,9 @@ def _norm_backward(
     """
     program = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)[None, :]
-    w = _load(weight, 0, 0, columns, columns < C)
+    w = 1.0
+    if weight is not None:
+        w = _load(weight, 0, 0, columns, columns < C)
     dw = tl.zeros([ROWS, BLOCK], tl.float32)
     db = tl.zeros([ROWS, BLOCK], tl.float32)
     for first in tl.range(program * ROWS, rows, tl.num_programs(0) * ROWS, num_stages=STAGES):
@@ -109,11 +132,11 @@ def _norm_backward(
         for start in tl.static_range(0, C, BLOCK):
             columns = start + tl.arange(0, BLOCK)[None, :]
             mask = inside & (columns < C)
-            if C > BLOCK:
+            if C > BLOCK and weight is not None:
                 w = _load(weight, 0, 0, columns, columns < C)
             g = _load(dy, row, dy_stride, columns, mask) * w
             sum_g += g
-            sum_gx += g * (_load(x, row, x_stride, columns, mask) - mu) * r
+            sum_gx += g * _load_x_hat(x, weight, mu, r, row, x_stride, columns, mask)
         mean_gx = tl.sum(sum_gx, 1, keep_dims=True) / C
         mean_g = 0.0
         if mean is not None:
@@ -122,15 +145,17 @@ def _norm_backward(
         for start in tl.static_range(0, C, BLOCK):
             columns = start + tl.arange(0, BLOCK)[None, :]
             mask = inside & (columns < C)
-            if C > BLOCK:
+            if C > BLOCK and weight is not None:
                 w = _load(weight, 0, 0, columns, columns < C)
             d = _load(dy, row, dy_stride, columns, mask)
-            x_hat = (_load(x, row, x_stride, columns, mask) - mu) * r
+            x_hat = _load_x_hat(x, weight, mu, r, row, x_stride, columns, mask)
             out = r * (d * w - mean_g - x_hat * mean_gx)
             if dh is not None:
                 out += _load(dh, row, dh_stride, columns, mask)
             tl.store(dx + row * C + columns, out.to(dx.dtype.element_ty), mask=mask)
-            if C <= BLOCK:
+            if weight is None:
+                pass
+            elif C <= BLOCK:
                 dw += d * x_hat
                 db += d
             else:  # ROWS is 1, and the sums of so wide a row lie in the L2 cache
@@ -140,7 +165,7 @@ def _norm_backward(
                 if mean is not None:
                     db = d + _load(dbiases, program, C, columns, later)
                     tl.store(dbiases + program * C + columns, db, mask=mask)
-    if C <= BLOCK:
+    if C <= BLOCK and weight is not None:
         columns = tl.arange(0, BLOCK)
         place = program * C + columns
         tl.store(dweights + place, tl.sum(dw, 0).to(dweights.dtype.element_ty), mask=columns < C)
@@ -165,9 +190,12 @@ def _sum_partial(
     tl.store(total + columns, tl.sum(sums, 0).to(total.dtype.element_ty), mask=columns < C)
 
 
-def _forward(operation: str, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps):
-    """-> y, h (x without a residual), mean (None without a bias), rstd."""
-    check_width(operation, x, weight.shape[0])
+def _forward(
+    operation: str, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float
+):
+    """-> y (x̂ without a weight), h (x without a residual), mean (None without a bias), rstd."""
+    if weight is not None:
+        check_width(operation, x, weight.shape[0])
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"{operation}: x {tuple(x.shape)} and residual {tuple(residual.shape)} differ.")
     if bias is not None and bias.shape != weight.shape:
@@ -181,35 +209,42 @@ def _forward(operation: str, x: Tensor, residual: Tensor | None, weight: Tensor,
     rstd = x.new_empty(n, dtype=torch.float32)
     mean = None if bias is None else torch.empty_like(rstd)
     launch(
-        _norm_forward, (cdiv(n, shape["ROWS"]),), flat, other, weight.contiguous(),
-        None if bias is None else bias.contiguous(), y, h, mean, rstd, stride, other_stride, n, eps, **shape,
+        _norm_forward, (cdiv(n, shape["ROWS"]),), flat, other, _dense(weight), _dense(bias),
+        y, h, mean, rstd, stride, other_stride, n, eps, **shape,
     )  # fmt: skip
     return y, h, mean, rstd
 
 
-def _backward(dy: Tensor, dh: Tensor | None, x: Tensor, weight: Tensor, mean: Tensor | None, rstd: Tensor):
-    """-> dx, dweight, dbias (None without a mean)."""
+def _dense(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def _backward(
+    dy: Tensor, dh: Tensor | None, x: Tensor, weight: Tensor | None, mean: Tensor | None, rstd: Tensor
+):
+    """-> dx, dweight, dbias (None without a mean). Without a weight x is x̂, and has a gradient alone."""
     for gradient in (dy, dh):
         if gradient is not None:
             check_gradient("norm", gradient, x)
     C = int(x.shape[-1])  # under `torch.compile` a symbol, and kernels are made for a number
     dx = empty(x)
-    dweight = empty(weight)
+    dweight = None if weight is None else empty(weight)
     dbias = None if mean is None else empty(weight)
     dy, _, dy_stride = rows(dy)
     x, n, x_stride = rows(x)
     dh, _, dh_stride = (None, 0, 0) if dh is None else rows(dh)
     programs, shape = _backward_shape(C, 2 if dh is None else 3, x.dtype.itemsize, gpu(x))
     tiles = cdiv(n, shape["ROWS"])
-    alone = tiles <= FEW and shape["BLOCK"] >= C
+    alone = weight is not None and tiles <= FEW and shape["BLOCK"] >= C
+    partial = weight is not None and not alone
     programs = 1 if alone else min(programs, tiles)
-    dweights = dweight if alone else x.new_empty(programs, C, dtype=torch.float32)
-    dbiases = dbias if alone or mean is None else torch.empty_like(dweights)
+    dweights = x.new_empty(programs, C, dtype=torch.float32) if partial else dweight
+    dbiases = torch.empty_like(dweights) if partial and mean is not None else dbias
     launch(
-        _norm_backward, (programs,), dy, dh, x, weight.contiguous(), mean, rstd, dx, dweights, dbiases,
+        _norm_backward, (programs,), dy, dh, x, _dense(weight), mean, rstd, dx, dweights, dbiases,
         dy_stride, dh_stride, x_stride, n, **shape,
     )  # fmt: skip
-    if not alone:
+    if partial:
         launch(
             _sum_partial, (cdiv(C, 32), 1 if mean is None else 2),
             dweights, dbiases, dweight, dbias, programs, C=C, ROWS=32, BLOCK=32,
@@ -260,6 +295,22 @@ def rmsnorm_backward(dy: Tensor, saved: tuple):
     """-> dx, dweight."""
     x, weight, rstd = saved
     return _backward(dy, None, x, weight, None, rstd)[:2]
+
+
+def normalize_forward(x: Tensor, eps: float):
+    """x̂ = x / √(mean(x²) + ε), and x as it is: what x goes on to has a gradient, too -> (x̂, x).
+
+    x `(..., C)`; it may be overwritten before the backward pass. Raises `ValueError` for devices, `TypeError`
+    for dtypes.
+    """
+    x_hat, _, _, rstd = _forward("normalize", x, None, None, None, eps)
+    return (x_hat, x), (x_hat, rstd)
+
+
+def normalize_backward(dy: tuple[Tensor, Tensor], saved: tuple) -> Tensor:
+    """-> dx, the sum of what comes through x̂ and what came to x itself."""
+    x_hat, rstd = saved
+    return _backward(*dy, x_hat, None, None, rstd)[0]
 
 
 def layernorm_forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float):
