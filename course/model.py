@@ -206,10 +206,9 @@ class MLP(nn.Module):
         layers, pair = (self.gate, self.up), (2, self.up.weight.shape[0])
         weight = torch.cat([layer.weight for layer in layers])
         bias = None if self.up.bias is None else torch.cat([layer.bias for layer in layers])
-        whole = self.ops.linear(x, weight, bias).unflatten(-1, pair)
-        if self.ops.swiglu_linear is not None and not torch.compiler.is_compiling():
-            return self.ops.swiglu_linear(whole, self.down.weight, self.down.bias)
-        gate, up = unpack(whole, (1, 1))
+        if self.ops.swiglu_mlp is not None and not torch.compiler.is_compiling():
+            return self.ops.swiglu_mlp(x, weight, bias, self.down.weight, self.down.bias)
+        gate, up = unpack(self.ops.linear(x, weight, bias).unflatten(-1, pair), (1, 1))
         return self.down(self.ops.swiglu(gate, up).flatten(-2))
 
 

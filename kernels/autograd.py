@@ -42,7 +42,11 @@ _TYPES = {
 # What an engine may have beyond the contract, and a model uses where it is there: operations that are fused
 # with what comes before them. Called with every input; `rotary_attention` uses up its first.
 FUSED = (
-    Operation("swiglu_linear", ("whole", "weight", "bias"), ("whole", "weight", "bias")),
+    Operation(
+        "swiglu_mlp",
+        ("x", "weight", "bias", "down", "down_bias"),
+        ("x", "weight", "bias", "down", "down_bias"),
+    ),
     Operation("rotary_attention", ("qkv", "n_head", "cos", "sin", "sink", "window"), ("qkv", "sink")),
 )
 
