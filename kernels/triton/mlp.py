@@ -33,11 +33,15 @@ from kernels.triton.arithmetic import corner, dot, halves
 from kernels.triton.elementwise import sum_middle
 from kernels.triton.launch import INTERPRETED, check, for_tma, gpu, launch, matrix, padded, tiles
 
-GELU = dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, PARTS=2, per_processor=1, num_warps=8, num_stages=3)
-SWIGLU = dict(BLOCK_M=256, BLOCK_N=64, BLOCK_K=64, PARTS=2, per_processor=1, num_warps=8, num_stages=3)
+GELU = dict(
+    BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, PARTS=2, GROUP=8, per_processor=1, num_warps=8, num_stages=3
+)  # fmt: skip
+SWIGLU = dict(
+    BLOCK_M=256, BLOCK_N=64, BLOCK_K=64, PARTS=2, GROUP=8, per_processor=1, num_warps=8, num_stages=3
+)  # fmt: skip
 SWIGLU_BACKWARD = dict(
-    BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, PARTS=1, per_processor=2, num_warps=4, num_stages=2
-)
+    BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, PARTS=1, GROUP=8, per_processor=2, num_warps=4, num_stages=2
+)  # fmt: skip
 if INTERPRETED:  # small arrays shall have many tiles
     for _config in (GELU, SWIGLU, SWIGLU_BACKWARD):
         _config |= dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, PARTS=2)
@@ -100,14 +104,14 @@ def _store_gradient(dh, pre_desc, dpre_desc, row, column, QUICK: tl.constexpr, P
 @triton.jit
 def _up_kernel(
     x_ptr, x_desc, up_desc, pre_desc, h_desc, M, N, K, bias_ptr,
-    QUICK: tl.constexpr, PROGRAMS: tl.constexpr, PARTS: tl.constexpr,
+    QUICK: tl.constexpr, PROGRAMS: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """pre = x Wuᵀ + bias `(M, N)` and h = gelu(pre)."""
     # A program takes many tiles, and loads the next one's first blocks while it finishes the last one.
     n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), n_tiles, PROGRAMS, flatten=True):
-        row, column = corner(tile, M, N, BLOCK_M, BLOCK_N)
+        row, column = corner(tile, M, N, BLOCK_M, BLOCK_N, GROUP)
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for k in range(0, K, BLOCK_K):
             total = dot(x_desc.load([row, k]), up_desc.load([column, k]).T, total)
@@ -117,13 +121,13 @@ def _up_kernel(
 @triton.jit
 def _down_backward_kernel(
     dy_ptr, dy_desc, down_desc, pre_desc, dpre_desc, M, N, K,
-    QUICK: tl.constexpr, PROGRAMS: tl.constexpr, PARTS: tl.constexpr,
+    QUICK: tl.constexpr, PROGRAMS: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """dpre = (dy Wd) gelu'(pre) `(M, N)`."""
     n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), n_tiles, PROGRAMS, flatten=True):
-        row, column = corner(tile, M, N, BLOCK_M, BLOCK_N)
+        row, column = corner(tile, M, N, BLOCK_M, BLOCK_N, GROUP)
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for k in range(0, K, BLOCK_K):
             total = dot(dy_desc.load([row, k]), down_desc.load([k, column]), total)
@@ -146,7 +150,7 @@ def _swiglu(gate, QUICK: tl.constexpr):
 
 @triton.jit
 def _store_pair(pair_desc, first, second, row, column):
-    """Two tiles into an array `(M, 2, N)`, by one copy: each copy waits until the one before has been read."""
+    """Two tiles into an array `(M, 2, N)`, by one copy: each waits until the one before has been read."""
     pair = tl.join(first.to(pair_desc.dtype), second.to(pair_desc.dtype))
     pair_desc.store([row, 0, column], tl.permute(pair, (0, 2, 1)))
 
@@ -185,13 +189,13 @@ def _store_swiglu_gradients(
 @triton.jit
 def _swiglu_up_kernel(
     x_ptr, x_desc, weight_desc, pair_desc, h_desc, M, N, K,
-    QUICK: tl.constexpr, PROGRAMS: tl.constexpr, PARTS: tl.constexpr,
+    QUICK: tl.constexpr, PROGRAMS: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """gate and up = x Wᵀ `(M, 2, N)`, with W `(2, N, K)`, and h = silu(gate) up `(M, N)`."""
     n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), n_tiles, PROGRAMS, flatten=True):
-        row, column = corner(tile, M, N, BLOCK_M, BLOCK_N)
+        row, column = corner(tile, M, N, BLOCK_M, BLOCK_N, GROUP)
         # Both in one product: of two, the compiler makes tensor cores wait for each before the next.
         total = tl.zeros((BLOCK_M, 2 * BLOCK_N), tl.float32)
         for k in range(0, K, BLOCK_K):
@@ -204,13 +208,13 @@ def _swiglu_up_kernel(
 @triton.jit
 def _swiglu_down_backward_kernel(
     dy_ptr, dy_desc, down_desc, pair_desc, dpair_desc, M, N, K,
-    QUICK: tl.constexpr, PROGRAMS: tl.constexpr, PARTS: tl.constexpr,
+    QUICK: tl.constexpr, PROGRAMS: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """dgate and dup `(M, 2, N)`, from dh = dy Wd and gate and up, which lie like them."""
     n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), n_tiles, PROGRAMS, flatten=True):
-        row, column = corner(tile, M, N, BLOCK_M, BLOCK_N)
+        row, column = corner(tile, M, N, BLOCK_M, BLOCK_N, GROUP)
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for k in range(0, K, BLOCK_K):
             total = dot(dy_desc.load([row, k]), down_desc.load([k, column]), total)
@@ -296,7 +300,7 @@ def swiglu_mlp_forward(
 ):
     """y = (silu(gate) up) downᵀ + down_bias, where gate and up are the two halves of x weightᵀ + bias.
 
-    x `(..., C)`, weight `(2 F, C)`, gate's rows before up's, down `(C_out, F)`, biases `(2 F)` and `(C_out)` or
+    x `(..., C)`, weight `(2 F, C)` with gate's rows first, down `(C_out, F)`, biases `(2 F)` and `(C_out)` or
     None -> y `(..., C_out)`. dtypes as in `gelu_mlp_forward`. `saved` has beside the inputs gate and up
     together, `(rows, 2, F)`, and h `(rows, F)`. Raises `ValueError` for shapes or devices that do not fit,
     `TypeError` for dtypes.
@@ -322,9 +326,8 @@ def swiglu_mlp_backward(dy: Tensor, saved: tuple):
     _check_gradient("swiglu_mlp", dy, x, down)
     flat, dpair = for_tma(matrix(dy)), torch.empty_like(pair)
     if _fuses_pair(dy, down.shape[1]):
-        _product(
-            _swiglu_down_backward_kernel, flat, for_tma(matrix(down)), "kn", arrays, config=SWIGLU_BACKWARD
-        )
+        weight_blocks = for_tma(matrix(down)), "kn"
+        _product(_swiglu_down_backward_kernel, flat, *weight_blocks, (pair, dpair), config=SWIGLU_BACKWARD)
     elif len(pair):
         dpair = joined(swiglu_backward((flat @ down).unsqueeze(1), pair.split(1, dim=1)))
     return _gradients(dpair.flatten(1), flat, x, weight, h, has_bias, has_down_bias)
@@ -338,7 +341,8 @@ def _fuses_pair(x: Tensor, F: int) -> bool:
 def _check_gradient(operation: str, dy: Tensor, x: Tensor, down: Tensor) -> None:
     if dy.shape != (*x.shape[:-1], down.shape[0]):
         raise ValueError(
-            f"{operation}: x {tuple(x.shape)} and down {tuple(down.shape)} have no gradient {tuple(dy.shape)}."
+            f"{operation}: x {tuple(x.shape)} and down {tuple(down.shape)} have no gradient "
+            f"{tuple(dy.shape)}."
         )
 
 
