@@ -33,15 +33,20 @@ from kernels.triton.arithmetic import corner, dot, halves
 from kernels.triton.elementwise import sum_middle
 from kernels.triton.launch import INTERPRETED, check, for_tma, gpu, launch, matrix, padded, tiles
 
+# fmt: off
 GELU = dict(
-    BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, PARTS=2, GROUP=8, per_processor=1, num_warps=8, num_stages=3
-)  # fmt: skip
+    BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, PARTS=2,
+    GROUP=8, per_processor=1, num_warps=8, num_stages=3,
+)
 SWIGLU = dict(
-    BLOCK_M=256, BLOCK_N=64, BLOCK_K=64, PARTS=2, GROUP=8, per_processor=1, num_warps=8, num_stages=3
-)  # fmt: skip
+    BLOCK_M=256, BLOCK_N=64, BLOCK_K=64, PARTS=1, TOGETHER=False,
+    GROUP=8, per_processor=1, num_warps=8, num_stages=3,
+)
 SWIGLU_BACKWARD = dict(
-    BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, PARTS=1, GROUP=8, per_processor=2, num_warps=4, num_stages=2
-)  # fmt: skip
+    BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, PARTS=1, TOGETHER=True,
+    GROUP=8, per_processor=2, num_warps=4, num_stages=2,
+)
+# fmt: on
 if INTERPRETED:  # small arrays shall have many tiles
     for _config in (GELU, SWIGLU, SWIGLU_BACKWARD):
         _config |= dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, PARTS=2)
@@ -149,46 +154,54 @@ def _swiglu(gate, QUICK: tl.constexpr):
 
 
 @triton.jit
-def _store_pair(pair_desc, first, second, row, column):
-    """Two tiles into an array `(M, 2, N)`, by one copy: each waits until the one before has been read."""
-    pair = tl.join(first.to(pair_desc.dtype), second.to(pair_desc.dtype))
-    pair_desc.store([row, 0, column], tl.permute(pair, (0, 2, 1)))
+def _store_pair(first_desc, second_desc, first, second, row, column):
+    """Two tiles into an array `(M, 2, N)`, by one copy; by two where `second_desc` is not None. Each copy
+    waits until the one before has been read, but one of two takes twice the memory."""
+    first, second = first.to(first_desc.dtype), second.to(first_desc.dtype)
+    if second_desc is None:
+        first_desc.store([row, 0, column], tl.permute(tl.join(first, second), (0, 2, 1)))
+    else:
+        first_desc.store([row, column], first)
+        second_desc.store([row, column], second)
 
 
 @triton.jit
-def _store_swiglu(gate, up, pair_desc, h_desc, row, column, QUICK: tl.constexpr, PARTS: tl.constexpr):
+def _store_swiglu(
+    gate, up, gate_desc, up_desc, h_desc, row, column,
+    QUICK: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
     """gate and up, and silu(gate) up."""
     if PARTS > 1:
         left_gate, right_gate = halves(gate)
         left_up, right_up = halves(up)
-        _store_swiglu(left_gate, left_up, pair_desc, h_desc, row, column, QUICK, PARTS // 2)
+        _store_swiglu(left_gate, left_up, gate_desc, up_desc, h_desc, row, column, QUICK, PARTS // 2)
         column += left_up.shape[1]
-        _store_swiglu(right_gate, right_up, pair_desc, h_desc, row, column, QUICK, PARTS // 2)
+        _store_swiglu(right_gate, right_up, gate_desc, up_desc, h_desc, row, column, QUICK, PARTS // 2)
     else:
-        _store_pair(pair_desc, gate, up, row, column)
+        _store_pair(gate_desc, up_desc, gate, up, row, column)
         silu, _ = _swiglu(gate, QUICK)
         h_desc.store([row, column], (silu * up).to(h_desc.dtype))
 
 
 @triton.jit
 def _store_swiglu_gradients(
-    dh, pair_desc, dpair_desc, row, column, QUICK: tl.constexpr, PARTS: tl.constexpr
+    dh, pair_desc, dgate_desc, dup_desc, row, column, QUICK: tl.constexpr, PARTS: tl.constexpr
 ):  # fmt: skip
     """dh up silu'(gate), and dh silu(gate)."""
     if PARTS > 1:
         left, right = halves(dh)
-        _store_swiglu_gradients(left, pair_desc, dpair_desc, row, column, QUICK, PARTS // 2)
+        _store_swiglu_gradients(left, pair_desc, dgate_desc, dup_desc, row, column, QUICK, PARTS // 2)
         column += left.shape[1]
-        _store_swiglu_gradients(right, pair_desc, dpair_desc, row, column, QUICK, PARTS // 2)
+        _store_swiglu_gradients(right, pair_desc, dgate_desc, dup_desc, row, column, QUICK, PARTS // 2)
     else:
         gate, up = tl.split(tl.permute(pair_desc.load([row, 0, column]).to(tl.float32), (0, 2, 1)))
         silu, slope = _swiglu(gate, QUICK)
-        _store_pair(dpair_desc, dh * up * slope, dh * silu, row, column)
+        _store_pair(dgate_desc, dup_desc, dh * up * slope, dh * silu, row, column)
 
 
 @triton.jit
 def _swiglu_up_kernel(
-    x_ptr, x_desc, weight_desc, pair_desc, h_desc, M, N, K,
+    x_ptr, x_desc, weight_desc, gate_desc, up_desc, h_desc, M, N, K,
     QUICK: tl.constexpr, PROGRAMS: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -202,12 +215,12 @@ def _swiglu_up_kernel(
             weight = tl.reshape(weight_desc.load([0, column, k]), (2 * BLOCK_N, BLOCK_K))
             total = dot(x_desc.load([row, k]), weight.T, total)
         gate, up = halves(total)
-        _store_swiglu(gate, up, pair_desc, h_desc, row, column, QUICK, PARTS)
+        _store_swiglu(gate, up, gate_desc, up_desc, h_desc, row, column, QUICK, PARTS)
 
 
 @triton.jit
 def _swiglu_down_backward_kernel(
-    dy_ptr, dy_desc, down_desc, pair_desc, dpair_desc, M, N, K,
+    dy_ptr, dy_desc, down_desc, pair_desc, dgate_desc, dup_desc, M, N, K,
     QUICK: tl.constexpr, PROGRAMS: tl.constexpr, PARTS: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -218,7 +231,7 @@ def _swiglu_down_backward_kernel(
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for k in range(0, K, BLOCK_K):
             total = dot(dy_desc.load([row, k]), down_desc.load([k, column]), total)
-        _store_swiglu_gradients(total, pair_desc, dpair_desc, row, column, QUICK, PARTS)
+        _store_swiglu_gradients(total, pair_desc, dgate_desc, dup_desc, row, column, QUICK, PARTS)
 
 
 def _fuses(x: Tensor) -> bool:
@@ -231,20 +244,21 @@ def _fuses(x: Tensor) -> bool:
 
 
 def _product(kernel, a: Tensor, b: Tensor, b_block: str, results: tuple, *bias, config: dict) -> None:
-    """Launch a kernel above on a `(M, K)`, b, and arrays `(M, N)` or `(M, 2, N)` to load or to store.
+    """Launch a kernel above on a `(M, K)`, b, and arrays `(M, N)`, `(M, 2, N)` or None to load or to store.
 
-    `b_block` names the sides of b's tiles, "nk" if it is `(N, K)`. Results go in `PARTS` parts of a tile.
+    `b_block` names the sides of b's tiles, "nk" if it is `(N, K)`. Arrays go in `PARTS` parts of a tile.
     """
     (M, K), N = a.shape, results[0].shape[-1]
     if M == 0:  # of nothing there is no descriptor
         return
     options = dict(config)
+    options.pop("TOGETHER", None)
     programs = gpu(a).processors * options.pop("per_processor")
     sides = {side: options[f"BLOCK_{side.upper()}"] for side in "mnk"} | {"2": 2}
     m, part = sides["m"], sides["n"] // options["PARTS"]
     blocks = (a, (m, sides["k"])), (b, tuple(sides[side] for side in b_block))
-    blocks += tuple((y, (m, *y.shape[1:-1], part)) for y in results)
-    fetched = [tiles(x, x.shape, x.stride(), block) for x, block in blocks]
+    blocks += tuple((y, y if y is None else (m, *y.shape[1:-1], part)) for y in results)
+    fetched = [x if x is None else tiles(x, x.shape, x.stride(), block) for x, block in blocks]
     # `launch` asks its first argument for the GPU, and a descriptor does not know it.
     launch(
         kernel, (programs,), a, *fetched, M, N, K, *bias,
@@ -311,7 +325,7 @@ def swiglu_mlp_forward(
     if bias is None and _fuses_pair(x, F):
         pair, h = flat.new_empty(flat.shape[0], 2, F), flat.new_empty(flat.shape[0], F)
         both = for_tma(matrix(weight)).unflatten(0, (2, F))
-        _product(_swiglu_up_kernel, flat, both, "2nk", (pair, h), config=SWIGLU)
+        _product(_swiglu_up_kernel, flat, both, "2nk", (*_copied(pair, SWIGLU), h), config=SWIGLU)
     else:
         pair = linear(flat, weight, bias).unflatten(1, (2, F))
         h, _ = swiglu_forward(*pair.unbind(1))
@@ -326,11 +340,16 @@ def swiglu_mlp_backward(dy: Tensor, saved: tuple):
     _check_gradient("swiglu_mlp", dy, x, down)
     flat, dpair = for_tma(matrix(dy)), torch.empty_like(pair)
     if _fuses_pair(dy, down.shape[1]):
-        weight_blocks = for_tma(matrix(down)), "kn"
-        _product(_swiglu_down_backward_kernel, flat, *weight_blocks, (pair, dpair), config=SWIGLU_BACKWARD)
+        arrays, down = (pair, *_copied(dpair, SWIGLU_BACKWARD)), for_tma(matrix(down))
+        _product(_swiglu_down_backward_kernel, flat, down, "kn", arrays, config=SWIGLU_BACKWARD)
     elif len(pair):
         dpair = joined(swiglu_backward((flat @ down).unsqueeze(1), pair.split(1, dim=1)))
     return _gradients(dpair.flatten(1), flat, x, weight, h, has_bias, has_down_bias)
+
+
+def _copied(pair: Tensor, config: dict) -> tuple[Tensor, Tensor | None]:
+    """`(M, 2, N)` as a kernel is to store it: its halves by one copy, or each by one."""
+    return (pair, None) if config["TOGETHER"] else pair.unbind(1)
 
 
 def _fuses_pair(x: Tensor, F: int) -> bool:
