@@ -63,8 +63,10 @@ def bind(engine: str) -> SimpleNamespace:
             own = getattr(module, name, None)
             bound[name] = own if callable(own) else differentiable(engine, name)
     for operation in FUSED:
-        pair = [getattr(module, f"{operation.name}_{way}", None) for way in ("forward", "backward")]
-        bound[operation.name] = _function(operation, *pair) if all(pair) else None
+        ways = [
+            getattr(module, f"{operation.name}_{way}", None) for way in ("forward", "backward", "inference")
+        ]
+        bound[operation.name] = _fused(operation, *ways) if all(ways[:2]) else None
     return SimpleNamespace(**bound)
 
 
@@ -138,6 +140,16 @@ def _function(operation: Operation, forward: Callable, backward: Callable) -> Ca
             return tuple(every)
 
     return Function.apply
+
+
+def _fused(
+    operation: Operation, forward: Callable, backward: Callable, inference: Callable | None
+) -> Callable:
+    """The pair as one function, and `inference`, where there is one, where nothing keeps track of gradients."""
+    apply = _function(operation, forward, backward)
+    if inference is None:
+        return apply
+    return lambda *inputs: apply(*inputs) if torch.is_grad_enabled() else inference(*inputs)
 
 
 def _places(operation: Operation) -> list[int]:

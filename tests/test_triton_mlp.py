@@ -72,16 +72,21 @@ def test_it_saves_two_wide_arrays_and_nothing_else():
     assert [tuple(x.shape) for x in new] == [(64, 32), (64, 32)]
 
 
-def test_where_no_gradient_is_asked_for_nothing_is_fused(monkeypatch):
-    values = [v.bfloat16() for v in inputs(6, 8, 32, 8)]
+@pytest.mark.parametrize("operation", ["gelu_mlp", "swiglu_mlp"])
+def test_where_no_gradient_is_asked_for_nothing_is_fused(operation, monkeypatch):
+    if operation == "gelu_mlp":
+        values = [v.bfloat16() for v in inputs(6, 8, 32, 8)]
+    else:
+        values = [v if v is None else v.bfloat16() for v in swiglu_inputs(6, C=8, F=32, C_out=8)]
     ops, launched = bind("triton"), []
     product = mlp._product
     monkeypatch.setattr(mlp, "_product", lambda *a, **k: launched.append(product(*a, **k)))
     with torch.no_grad():
-        y = ops.gelu_mlp(*values)
+        y = getattr(ops, operation)(*values)
     assert not launched
     values[0].requires_grad_()
-    torch.testing.assert_close(ops.gelu_mlp(*values), y, atol=2e-2, rtol=2e-2)  # another order, in 16 bits
+    again = getattr(ops, operation)(*values)
+    torch.testing.assert_close(again, y, atol=2e-2, rtol=2e-2)  # another order, in 16 bits
     assert len(launched) == (1 if mlp._fuses(values[0]) else 0)
 
 
@@ -198,8 +203,9 @@ def test_shapes_that_do_not_fit_it_are_refused():
         ((x, weight, bias[:8], down, down_bias), r"needs a bias of shape \(16,\), got \(8,\)"),
         ((x, weight, bias, down, bias), r"down \(4, 8\) needs a bias of shape \(4,\)"),
     ):
-        with pytest.raises(ValueError, match=f"swiglu_mlp: .*{words}"):
-            mlp.swiglu_mlp_forward(*wrong)
+        for forward in (mlp.swiglu_mlp_forward, mlp.swiglu_mlp_inference):
+            with pytest.raises(ValueError, match=f"swiglu_mlp: .*{words}"):
+                forward(*wrong)
     _, saved = mlp.swiglu_mlp_forward(x, weight, bias, down, down_bias)
     with pytest.raises(ValueError, match=r"no gradient \(3, 5\)"):
         mlp.swiglu_mlp_backward(drawn(3, 5).float(), saved)

@@ -41,6 +41,7 @@ from kernels.triton.mlp import (  # noqa: F401
     gelu_mlp_inference,
     swiglu_mlp_backward,
     swiglu_mlp_forward,
+    swiglu_mlp_inference,
 )
 from kernels.triton.norms import (  # noqa: F401
     add_layernorm_backward,

@@ -333,6 +333,16 @@ def swiglu_mlp_forward(
     return y, (x, weight, down, pair, h, bias is not None, down_bias is not None)
 
 
+def swiglu_mlp_inference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, down_bias: Tensor | None
+):
+    """y alone, as of `gelu_mlp_inference`."""
+    check_mlp(x, weight, bias, down, down_bias, "swiglu_mlp", 2)
+    check("swiglu_mlp", x, weight, bias, down, down_bias)
+    h, _ = swiglu_forward(*linear(x, weight, bias).chunk(2, dim=-1))
+    return linear(h, down, down_bias)
+
+
 def swiglu_mlp_backward(dy: Tensor, saved: tuple):
     """-> dx, dweight, dbias, ddown, ddown_bias (a bias that is None has the gradient None)."""
     x, weight, down, pair, h, has_bias, has_down_bias = saved
