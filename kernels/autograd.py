@@ -145,7 +145,7 @@ def _function(operation: Operation, forward: Callable, backward: Callable) -> Ca
 def _fused(
     operation: Operation, forward: Callable, backward: Callable, inference: Callable | None
 ) -> Callable:
-    """The pair as one function, and `inference`, where there is one, where nothing keeps track of gradients."""
+    """The pair as one function; where nothing keeps track of gradients `inference`, if there is one."""
     apply = _function(operation, forward, backward)
     if inference is None:
         return apply
