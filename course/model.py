@@ -240,11 +240,11 @@ class MLP(nn.Module):
             return self.ops.gelu_mlp(x, up.weight, up.bias, down.weight, down.bias)
         # One product in place of two, as for the queries, keys and values.
         weight, bias = _as_one(self.packed, scale)
+        if self.ops.swiglu_mlp is not None and not torch.compiler.is_compiling():
+            return self.ops.swiglu_mlp(x, weight, bias, self.down.weight, self.down.bias, onto)
         whole = self.ops.linear(x, weight, bias).unflatten(-1, (2, self.up.weight.shape[0]))
-        if self.ops.swiglu_linear is not None and not torch.compiler.is_compiling():
-            return self.ops.swiglu_linear(whole, self.down.weight, self.down.bias, onto)
         gate, up = unpack(whole, (1, 1))
-        return self.down(self.ops.swiglu(gate, up).flatten(-2))
+        return self.down(self.ops.swiglu(gate, up).flatten(-2), onto)
 
 
 class Block(nn.Module):

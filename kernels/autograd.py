@@ -44,7 +44,11 @@ _TYPES = {
 FUSED = (
     Operation("normalize", ("x", "eps"), ("x",), outputs=("x_hat", "x")),
     Operation("linear_onto", ("x", "weight", "onto"), ("x", "weight", "onto")),
-    Operation("swiglu_linear", ("whole", "weight", "bias", "onto"), ("whole", "weight", "bias", "onto")),
+    Operation(
+        "swiglu_mlp",
+        ("x", "weight", "bias", "down", "down_bias", "onto"),
+        ("x", "weight", "bias", "down", "down_bias", "onto"),
+    ),
     Operation(
         "rotary_attention",
         ("x", "weight", "bias", "n_head", "cos", "sin", "sink", "window"),
@@ -65,8 +69,10 @@ def bind(engine: str) -> SimpleNamespace:
             own = getattr(module, name, None)
             bound[name] = own if callable(own) else differentiable(engine, name)
     for operation in FUSED:
-        pair = [getattr(module, f"{operation.name}_{way}", None) for way in ("forward", "backward")]
-        bound[operation.name] = _function(operation, *pair) if all(pair) else None
+        ways = [
+            getattr(module, f"{operation.name}_{way}", None) for way in ("forward", "backward", "inference")
+        ]
+        bound[operation.name] = _fused(operation, *ways) if all(ways[:2]) else None
     return SimpleNamespace(**bound)
 
 
@@ -140,6 +146,16 @@ def _function(operation: Operation, forward: Callable, backward: Callable) -> Ca
             return tuple(every)
 
     return Function.apply
+
+
+def _fused(
+    operation: Operation, forward: Callable, backward: Callable, inference: Callable | None
+) -> Callable:
+    """The pair as one function; where nothing keeps track of gradients `inference`, if there is one."""
+    apply = _function(operation, forward, backward)
+    if inference is None:
+        return apply
+    return lambda *inputs: apply(*inputs) if torch.is_grad_enabled() else inference(*inputs)
 
 
 def _places(operation: Operation) -> list[int]:

@@ -13,18 +13,22 @@ def check_width(operation: str, x, width: int) -> None:
         )
 
 
-def check_mlp(x, up, up_bias, down, down_bias) -> None:
-    """x `(..., C)` needs up `(F, C)`, down `(C_out, F)` and, where there are biases, `(F)` and `(C_out)`."""
-    check_width("gelu_mlp", x, up.shape[1])
-    if down.shape[1] != up.shape[0]:
+def check_mlp(x, up, up_bias, down, down_bias, operation: str = "gelu_mlp", wide: int = 1) -> None:
+    """x `(..., C)` needs up `(F, C)`, down `(C_out, F)` and, where there are biases, `(F)` and `(C_out)`.
+
+    up and its bias may be several weights together, `wide` F in place of F.
+    """
+    check_width(operation, x, up.shape[1])
+    if wide * down.shape[1] != up.shape[0]:
+        relation = "they must be equal" if wide == 1 else f"the first must be {wide} times the second"
         raise ValueError(
-            f"gelu_mlp: up {tuple(up.shape)} makes {up.shape[0]} features and down {tuple(down.shape)} "
-            f"reads {down.shape[1]}; they must be equal."
+            f"{operation}: up {tuple(up.shape)} makes {up.shape[0]} features and down {tuple(down.shape)} "
+            f"reads {down.shape[1]}; {relation}."
         )
     for name, bias, weight in (("up", up_bias, up), ("down", down_bias, down)):
         if bias is not None and tuple(bias.shape) != (weight.shape[0],):
             raise ValueError(
-                f"gelu_mlp: {name} {tuple(weight.shape)} needs a bias of shape ({weight.shape[0]},), "
+                f"{operation}: {name} {tuple(weight.shape)} needs a bias of shape ({weight.shape[0]},), "
                 f"got {tuple(bias.shape)}."
             )
 

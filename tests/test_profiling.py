@@ -131,11 +131,11 @@ def test_a_steps_operations_are_seen_inside_of_the_pairs_of_an_engine():
     model = Transformer(config, "triton")
     rows = profiling.operations_of(lambda: model.loss_and_gradients(ids[:, :-1], ids[:, 1:]))
     calls = {row.name: row.calls for row in rows}
-    assert calls["_swiglu_forward"] == calls["_swiglu_down_backward_kernel"] == calls["_dkv_kernel"] == 1
+    assert calls["_swiglu_up_kernel"] == calls["_swiglu_down_backward_kernel"] == calls["_dkv_kernel"] == 1
     assert calls["_norm_forward"] == calls["_norm_backward"] == 3
-    # Of q, k and v together and of gate and up together three products each; of o two and of down one, beside
-    # the one in the kernel named above; and those of o and down that add to the residual stream.
-    assert calls["mm.default"] == 2 * 3 + 2 + 1
+    # Of q, k and v together three products; of o and of gate and up together two each, and of down one: the
+    # others are in the kernels named above, or add to the residual stream.
+    assert calls["mm.default"] == 3 + 2 * 2 + 1
     assert calls["addmm_.default"] == 2
     assert profiling.kind("addmm_.default") == "matrix products"
     assert calls["addmm.out"] == 2  # and of the loss two, for dx and dW

@@ -14,7 +14,7 @@ from kernels.autograd import bind
 
 pytest.importorskip("triton", reason="Triton has no package for this platform")
 
-from kernels.triton import mlp, norms, residual
+from kernels.triton import norms, residual
 
 DTYPES = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
@@ -73,35 +73,22 @@ def test_gradients_of_another_shape_are_refused():
 
 @ALL_DTYPES
 @pytest.mark.parametrize("leading", [(3, 7), (1,), (0,)], ids=str)
-def test_products_add_to_what_is_there(leading, dtype):
+def test_a_product_adds_to_what_is_there(leading, dtype):
+    """That of `swiglu_mlp`, too: see its tests."""
     h, weight, onto, dy = (
         drawn(*shape, seed=seed, dtype=dtype)
         for seed, shape in enumerate(((*leading, 24), (5, 24), (*leading, 5), (*leading, 5)))
     )
-    whole = drawn(*leading, 2, 24, seed=4, dtype=dtype)
-    for branch, forward, backward in (
-        (h, residual.linear_onto_forward, residual.linear_onto_backward),
-        (whole, mlp.swiglu_linear_forward, mlp.swiglu_linear_backward),
-    ):
-        there = onto.clone()
-        inputs = (branch, weight, there) if branch is h else (branch, weight, None, there)
-        y, saved = forward(*inputs)
-        assert y.data_ptr() == there.data_ptr()
-        gradients = backward(dy, saved)
-        assert gradients[-1] is dy
-        there.fill_(torch.nan)
-        expected = _alone(branch.double(), weight.double(), dy.double(), branch is whole)
-        y = (onto.double() + expected[0]).to(dtype).double()
-        assert_near((*forward(*inputs[:-1], onto.clone())[:1], *gradients[:2]), (y, *expected[1:]), dtype)
-
-
-def _alone(branch, weight, dy, swiglu: bool) -> tuple:
-    """The product, and the gradients of its factors, by the reference."""
-    h, activation = reference.swiglu_forward(*branch.unbind(-2)) if swiglu else (branch, None)
-    y, product = reference.linear_forward(h, weight, None)
-    dh, dweight, _ = reference.linear_backward(dy, product)
-    dbranch = torch.stack(reference.swiglu_backward(dh, activation), dim=-2) if swiglu else dh
-    return y, dbranch, dweight
+    product, saved = reference.linear_forward(h.double(), weight.double(), None)
+    dh, dweight, _ = reference.linear_backward(dy.double(), saved)
+    expected = onto.double() + product, dh, dweight
+    y, saved = residual.linear_onto_forward(h, weight, onto)
+    assert y.data_ptr() == onto.data_ptr()
+    got = y.clone()
+    y.fill_(torch.nan)
+    *gradients, donto = residual.linear_onto_backward(dy, saved)
+    assert donto is dy
+    assert_near((got, *gradients), expected, dtype)
 
 
 def test_what_cannot_be_added_to_is_refused_and_left_as_it_was():
@@ -113,8 +100,6 @@ def test_what_cannot_be_added_to_is_refused_and_left_as_it_was():
         assert torch.equal(onto, before)
     with pytest.raises(TypeError, match=r"float32 and of torch\.bfloat16"):
         residual.linear_onto_forward(x, weight, drawn(3, 5, dtype=torch.bfloat16))
-    with pytest.raises(ValueError, match="a bias or what y is added to"):
-        mlp.swiglu_linear_forward(drawn(3, 2, 4), weight, drawn(5), drawn(3, 5))
     _, saved = residual.linear_onto_forward(x, weight, drawn(3, 5))
     with pytest.raises(ValueError, match=r"no gradient \(3, 4\)"):
         residual.linear_onto_backward(drawn(3, 4), saved)

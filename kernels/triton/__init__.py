@@ -37,8 +37,9 @@ from kernels.triton.mlp import (  # noqa: F401
     gelu_mlp_backward,
     gelu_mlp_forward,
     gelu_mlp_inference,
-    swiglu_linear_backward,
-    swiglu_linear_forward,
+    swiglu_mlp_backward,
+    swiglu_mlp_forward,
+    swiglu_mlp_inference,
 )
 from kernels.triton.norms import (  # noqa: F401
     add_layernorm_backward,

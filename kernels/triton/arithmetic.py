@@ -38,6 +38,7 @@ def corner(tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.c
 
 @triton.jit
 def halves(tile):
-    """The left and the right half. A whole tile to store would not fit beside the blocks being loaded."""
+    """The left and the right half. A half to store may fit beside the blocks being loaded where a whole tile
+    would not."""
     shape: tl.constexpr = (tile.shape[0], 2, tile.shape[1] // 2)
     return tl.split(tl.permute(tl.reshape(tile, shape), (0, 2, 1)))

@@ -9,8 +9,8 @@ each in the backward pass, which takes a GPU most of the time of the product bes
 while it is still in registers, so that the forward pass never reads pre, and dh never stands in memory. The
 other products have nothing to be fused with and stay with the library.
 
-Of a SwiGLU MLP only the second is worth it: a tile of dh = dy Wd becomes those of dgate and dup, where SwiGLU
-on its own would read dh again. (In the forward pass the library's product is faster by as much as is saved.)
+The same of a SwiGLU MLP, whose gate and up are one product and lie side by side: a tile of both becomes one
+of h, and a tile of dh = dy Wd those of dgate and dup.
 """
 
 import torch
@@ -34,49 +34,37 @@ from kernels.triton.elementwise import sum_middle
 from kernels.triton.launch import INTERPRETED, check, for_tma, gpu, launch, matrix, padded, tiles
 from kernels.triton.residual import add_product
 
-# The fastest of sweeps on an H100. A tile of SwiGLU's gradients reads and writes twice as much as one of
-# GELU's: small tiles, three programs a processor, of which one multiplies while another waits for memory.
+# The fastest of sweeps, of GELU's on an H100 and of SwiGLU's on an H200. A tile of SwiGLU reads and writes
+# twice as much as one of GELU: small tiles, and several programs a processor, of which one multiplies while
+# another waits for memory.
 GELU = dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, per_processor=1, num_warps=8, num_stages=3)
-SWIGLU = dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, per_processor=3, num_warps=4, num_stages=2)
+SWIGLU = dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, per_processor=2, num_warps=4, num_stages=3)
+SWIGLU_BACKWARD = dict(BLOCK_M=128, BLOCK_N=64, BLOCK_K=64, per_processor=3, num_warps=4, num_stages=2)
 if INTERPRETED:  # small arrays shall have many tiles
-    GELU |= dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16)
-    SWIGLU |= dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16)
+    for _tiles in (GELU, SWIGLU, SWIGLU_BACKWARD):
+        _tiles |= dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16)
+
+
+@triton.jit
+def _quick_sigmoid(half):
+    """σ(2 half) = tanh(half) / 2 + 1/2, by the instruction for tanh. That is off by 2⁻¹² of σ's range, an
+    eighth of what bfloat16 rounds away, and takes 6 % off the time of GELU's kernels on an H100."""
+    tanh = tl.inline_asm_elementwise(
+        "tanh.approx.f32 $0, $1;", "=f,f", [half], dtype=tl.float32, is_pure=True, pack=1
+    )
+    return tanh * 0.5 + 0.5
 
 
 @triton.jit
 def _sigmoid(pre, QUICK: tl.constexpr):
-    """`sigmoid_of_gelu`, or with `QUICK` by the instruction for tanh. That is off by 2⁻¹² of σ's range, an
-    eighth of what bfloat16 rounds away, and takes 6 % off the time of a whole kernel on an H100."""
+    """`sigmoid_of_gelu`."""
     if QUICK:
         square = pre * pre
-        u = pre * (square * (0.044715 * SLOPE / 2) + SLOPE / 2)
-        tanh = tl.inline_asm_elementwise(
-            "tanh.approx.f32 $0, $1;", "=f,f", [u], dtype=tl.float32, is_pure=True, pack=1
-        )
-        sigma, slope = tanh * 0.5 + 0.5, square * (3 * 0.044715 * SLOPE) + SLOPE
+        sigma = _quick_sigmoid(pre * (square * (0.044715 * SLOPE / 2) + SLOPE / 2))
+        slope = square * (3 * 0.044715 * SLOPE) + SLOPE
     else:
         sigma, slope = sigmoid_of_gelu(pre)
     return sigma, slope
-
-
-@triton.jit
-def _store_both(pre, bias_ptr, pre_desc, h_desc, row, column, N, QUICK: tl.constexpr):
-    """pre + bias, and gelu of it."""
-    if bias_ptr is not None:
-        columns = column + tl.arange(0, pre.shape[1])
-        pre += tl.load(bias_ptr + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
-    pre_desc.store([row, column], pre.to(pre_desc.dtype))
-    sigma, _ = _sigmoid(pre, QUICK)
-    h_desc.store([row, column], (pre * sigma).to(h_desc.dtype))
-
-
-@triton.jit
-def _store_gradient(dh, pre_desc, dpre_desc, row, column, QUICK: tl.constexpr):
-    """dh gelu'(pre)."""
-    pre = pre_desc.load([row, column]).to(tl.float32)
-    sigma, slope = _sigmoid(pre, QUICK)
-    dpre = dh * (sigma + pre * sigma * (1 - sigma) * slope)
-    dpre_desc.store([row, column], dpre.to(dpre_desc.dtype))
 
 
 @triton.jit
@@ -90,12 +78,24 @@ def _up_kernel(
     n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), n_tiles, PROGRAMS, flatten=True):
         row, column = corner(tile, M, N, BLOCK_M, BLOCK_N)
-        total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        pre = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for k in range(0, K, BLOCK_K):
-            total = dot(x_desc.load([row, k]), up_desc.load([column, k]).T, total)
-        left, right = halves(total)
-        _store_both(left, bias_ptr, pre_desc, h_desc, row, column, N, QUICK)
-        _store_both(right, bias_ptr, pre_desc, h_desc, row, column + BLOCK_N // 2, N, QUICK)
+            pre = dot(x_desc.load([row, k]), up_desc.load([column, k]).T, pre)
+        if bias_ptr is not None:
+            columns = column + tl.arange(0, BLOCK_N)
+            pre += tl.load(bias_ptr + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
+        pre_desc.store([row, column], pre.to(pre_desc.dtype))
+        sigma, _ = _sigmoid(pre, QUICK)
+        h_desc.store([row, column], (pre * sigma).to(h_desc.dtype))
+
+
+@triton.jit
+def _store_gradient(dh, pre_desc, dpre_desc, row, column, QUICK: tl.constexpr):
+    """dh gelu'(pre)."""
+    pre = pre_desc.load([row, column]).to(tl.float32)
+    sigma, slope = _sigmoid(pre, QUICK)
+    dpre = dh * (sigma + pre * sigma * (1 - sigma) * slope)
+    dpre_desc.store([row, column], dpre.to(dpre_desc.dtype))
 
 
 @triton.jit
@@ -108,26 +108,42 @@ def _down_backward_kernel(
     n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), n_tiles, PROGRAMS, flatten=True):
         row, column = corner(tile, M, N, BLOCK_M, BLOCK_N)
-        total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        dh = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for k in range(0, K, BLOCK_K):
-            total = dot(dy_desc.load([row, k]), down_desc.load([k, column]), total)
-        left, right = halves(total)
+            dh = dot(dy_desc.load([row, k]), down_desc.load([k, column]), dh)
+        # In halves: what a whole tile loads and stores would not fit beside the blocks being loaded.
+        left, right = halves(dh)
         _store_gradient(left, pre_desc, dpre_desc, row, column, QUICK)
         _store_gradient(right, pre_desc, dpre_desc, row, column + BLOCK_N // 2, QUICK)
 
 
 @triton.jit
-def _store_swiglu_gradients(dh, gate_desc, up_desc, dgate_desc, dup_desc, row, column, QUICK: tl.constexpr):
-    """dh up silu'(gate), and dh silu(gate). The sigmoid with `QUICK` as in `_sigmoid`."""
-    gate = gate_desc.load([row, column]).to(tl.float32)
-    up = up_desc.load([row, column]).to(tl.float32)
-    if QUICK:
-        tanh = tl.inline_asm_elementwise(
-            "tanh.approx.f32 $0, $1;", "=f,f", [gate * 0.5], dtype=tl.float32, is_pure=True, pack=1
-        )
-        sigma = tanh * 0.5 + 0.5
-    else:
-        sigma = tl.sigmoid(gate)
+def _swiglu_up_kernel(
+    x_ptr, x_desc, weight_desc, gate_desc, up_desc, h_desc, M, N, K,
+    QUICK: tl.constexpr, PROGRAMS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """gate and up = x Wᵀ `(M, N)`, with the weights of both together `(2, N, K)`, and h = silu(gate) up."""
+    n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
+    for tile in tl.range(tl.program_id(0), n_tiles, PROGRAMS, flatten=True):
+        row, column = corner(tile, M, N, BLOCK_M, BLOCK_N)
+        # Both in one product: of two, the compiler makes tensor cores wait for each before the next.
+        pair = tl.zeros((BLOCK_M, 2 * BLOCK_N), tl.float32)
+        for k in range(0, K, BLOCK_K):
+            weight = tl.reshape(weight_desc.load([0, column, k]), (2 * BLOCK_N, BLOCK_K))
+            pair = dot(x_desc.load([row, k]), weight.T, pair)
+        gate, up = halves(pair)
+        gate_desc.store([row, column], gate.to(gate_desc.dtype))
+        up_desc.store([row, column], up.to(up_desc.dtype))
+        sigma = _quick_sigmoid(gate * 0.5) if QUICK else tl.sigmoid(gate)
+        h_desc.store([row, column], (gate * sigma * up).to(h_desc.dtype))
+
+
+@triton.jit
+def _store_swiglu_gradients(dh, pair_desc, dgate_desc, dup_desc, row, column, QUICK: tl.constexpr):
+    """dh up silu'(gate), and dh silu(gate)."""
+    gate, up = tl.split(tl.permute(pair_desc.load([row, 0, column]).to(tl.float32), (0, 2, 1)))
+    sigma = _quick_sigmoid(gate * 0.5) if QUICK else tl.sigmoid(gate)
     silu = gate * sigma
     dgate_desc.store([row, column], (dh * up * (sigma + silu * (1 - sigma))).to(dgate_desc.dtype))
     dup_desc.store([row, column], (dh * silu).to(dup_desc.dtype))
@@ -135,44 +151,50 @@ def _store_swiglu_gradients(dh, gate_desc, up_desc, dgate_desc, dup_desc, row, c
 
 @triton.jit
 def _swiglu_down_backward_kernel(
-    dy_ptr, dy_desc, down_desc, gate_desc, up_desc, dgate_desc, dup_desc, M, N, K,
+    dy_ptr, dy_desc, down_desc, pair_desc, dgate_desc, dup_desc, M, N, K,
     QUICK: tl.constexpr, PROGRAMS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """dgate and dup `(M, N)`, from dh = dy Wd."""
+    """dgate and dup `(M, N)`, from dh = dy Wd and from gate and up together `(M, 2, N)`."""
     n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), n_tiles, PROGRAMS, flatten=True):
         row, column = corner(tile, M, N, BLOCK_M, BLOCK_N)
-        total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        dh = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for k in range(0, K, BLOCK_K):
-            total = dot(dy_desc.load([row, k]), down_desc.load([k, column]), total)
-        left, right = halves(total)
-        _store_swiglu_gradients(left, gate_desc, up_desc, dgate_desc, dup_desc, row, column, QUICK)
-        column += BLOCK_N // 2
-        _store_swiglu_gradients(right, gate_desc, up_desc, dgate_desc, dup_desc, row, column, QUICK)
+            dh = dot(dy_desc.load([row, k]), down_desc.load([k, column]), dh)
+        left, right = halves(dh)
+        _store_swiglu_gradients(left, pair_desc, dgate_desc, dup_desc, row, column, QUICK)
+        _store_swiglu_gradients(right, pair_desc, dgate_desc, dup_desc, row, column + BLOCK_N // 2, QUICK)
 
 
 def _fuses(x: Tensor) -> bool:
     """Whether to use the kernels above: they are made for Hopper's copy engine and 16-bit tensor cores.
 
-    Everywhere else the products are the library's and GELU a kernel of its own. The interpreter runs them
-    in every dtype, so that they are tested.
+    Everywhere else the products are the library's and the nonlinearity a kernel of its own. The interpreter
+    runs them in every dtype, so that they are tested.
     """
     return INTERPRETED or (gpu(x).capability == 90 and x.dtype != torch.float32)
 
 
-def _product(kernel, a: Tensor, b: Tensor, b_transposed: bool, results: tuple, *bias, config=GELU) -> None:
-    """Launch a kernel above: results `(M, N)`, from a `(M, K)` and b `(K, N)`, or `(N, K)` if transposed.
+def _fuses_pair(x: Tensor, F: int) -> bool:
+    """Whether to use SwiGLU's: gate and up `(rows, 2, F)` must begin at multiples of 16 bytes."""
+    return _fuses(x) and F * x.element_size() % 16 == 0
 
-    Results are loaded and stored in halves of a tile.
+
+def _product(kernel, options: dict, a: Tensor, b: Tensor, arrays: tuple, *bias, backward=False) -> None:
+    """Launch a kernel above on a `(M, K)`, b and arrays `(M, N)` or `(M, 2, N)` to load or to store.
+
+    b is `(N, K)` or `(2, N, K)`; in the backward pass `(K, N)`, and there arrays go in halves of a tile.
     """
-    (M, K), N = a.shape, results[0].shape[1]
+    (M, K), N = a.shape, arrays[0].shape[-1]
     if M == 0:  # of nothing there is no descriptor
         return
-    options = dict(config)
+    options = dict(options)
     programs = gpu(a).processors * options.pop("per_processor")
     m, n, k = (options[f"BLOCK_{side}"] for side in "MNK")
-    blocks = (a, (m, k)), (b, (n, k) if b_transposed else (k, n)), *((y, (m, n // 2)) for y in results)
+    part = n // 2 if backward else n
+    blocks = (a, (m, k)), (b, (k, n) if backward else (*b.shape[:-2], n, k))
+    blocks += tuple((y, (m, *y.shape[1:-1], part)) for y in arrays)
     fetched = [tiles(x, x.shape, x.stride(), block) for x, block in blocks]
     # `launch` asks its first argument for the GPU, and a descriptor does not know it.
     launch(
@@ -195,7 +217,7 @@ def gelu_mlp_forward(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor
     if _fuses(x):
         pre, h = (padded(flat, flat.shape[0], up.shape[0]) for _ in range(2))
         bias = None if up_bias is None else up_bias.contiguous()
-        _product(_up_kernel, flat, for_tma(matrix(up)), True, (pre, h), bias)
+        _product(_up_kernel, GELU, flat, for_tma(matrix(up)), (pre, h), bias)
     else:
         pre = linear(flat, up, up_bias)
         h, _ = gelu_forward(pre)
@@ -214,62 +236,102 @@ def gelu_mlp_backward(dy: Tensor, saved: tuple):
     """-> dx, dup, dup_bias, ddown, ddown_bias (a bias that is None has the gradient None)."""
     x, up, down, pre, h, has_up_bias, has_down_bias = saved
     check("gelu_mlp", dy, x, up, down)
-    if dy.shape != (*x.shape[:-1], down.shape[0]):
-        raise ValueError(
-            f"gelu_mlp: x {tuple(x.shape)} and down {tuple(down.shape)} have no gradient {tuple(dy.shape)}."
-        )
+    _check_gradient("gelu_mlp", dy, x, down)
     flat = for_tma(matrix(dy))
     if _fuses(dy):
         pre, dpre = for_tma(pre), padded(pre, *pre.shape)  # a compiler may have kept pre in another layout
-        _product(_down_backward_kernel, flat, for_tma(matrix(down)), False, (pre, dpre))
+        _product(_down_backward_kernel, GELU, flat, for_tma(matrix(down)), (pre, dpre), backward=True)
     else:
         dpre = gelu_backward(flat @ down, (pre,))
-    dup, ddown = dpre.t() @ matrix(x), flat.t() @ h
-    return (dpre @ up).view(x.shape), dup, _sum(dpre, has_up_bias), ddown, _sum(flat, has_down_bias)
+    return _gradients(dpre, flat, x, up, h, has_up_bias, has_down_bias)
 
 
-def swiglu_linear_forward(
-    whole: Tensor, weight: Tensor, bias: Tensor | None = None, onto: Tensor | None = None
+def swiglu_mlp_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    down: Tensor,
+    down_bias: Tensor | None,
+    onto: Tensor | None = None,
 ):
-    """y = swiglu(gate, up) weightᵀ + bias, with gate and up as they come out of one product.
+    """y = (silu(gate) up) downᵀ + down_bias, where gate and up are the two halves of x weightᵀ + bias.
 
-    whole `(..., 2, F)`, weight `(C_out, F)`, bias `(C_out)` or None -> y `(..., C_out)`; float32, bfloat16 or
-    float16, all of one dtype. In place of a bias there may be `onto`, `(..., C_out)`: y is added to it in its
-    memory, as by `linear_onto`. Raises `ValueError` for shapes and devices, `TypeError` for dtypes.
+    x `(..., C)`, weight `(2 F, C)` with gate's rows first, down `(C_out, F)`, biases `(2 F)` and `(C_out)` or
+    None -> y `(..., C_out)`. In place of a down_bias there may be `onto`, `(..., C_out)`: the product is
+    added to it in its memory, as by `linear_onto`. dtypes as in `gelu_mlp_forward`. `saved` has beside the
+    inputs gate and up together, `(rows, 2, F)`, and h `(rows, F)`. Raises `ValueError` for shapes or devices
+    that do not fit, `TypeError` for dtypes.
     """
-    check("swiglu_linear", whole, weight, bias)
-    if whole.dim() < 2 or whole.shape[-2] != 2 or whole.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"swiglu_linear: weight {tuple(weight.shape)} needs gate and up together, of shape "
-            f"(..., 2, {weight.shape[1]}), got {tuple(whole.shape)}."
-        )
-    h, _ = swiglu_forward(*whole.unbind(-2))
-    saved = whole, weight, h, bias is not None, onto is not None
-    if onto is None:
-        return linear(h, weight, bias), saved
-    if bias is not None:
-        raise ValueError("swiglu_linear: give a bias or what y is added to, not both.")
-    return add_product("swiglu_linear", h, weight, onto), saved
+    _check_swiglu(x, weight, bias, down, down_bias, onto)
+    flat, F = for_tma(matrix(x)), down.shape[1]
+    if bias is None and _fuses_pair(x, F):
+        pair, h = flat.new_empty(flat.shape[0], 2, F), flat.new_empty(flat.shape[0], F)
+        both = for_tma(matrix(weight)).unflatten(0, (2, F))
+        _product(_swiglu_up_kernel, SWIGLU, flat, both, (*pair.unbind(1), h))
+    else:
+        pair = linear(flat, weight, bias).unflatten(1, (2, F))
+        h, _ = swiglu_forward(*pair.unbind(1))
+    y = _down(h.view(*x.shape[:-1], F), down, down_bias, onto)
+    return y, (x, weight, down, pair, h, bias is not None, down_bias is not None, onto is not None)
 
 
-def swiglu_linear_backward(dy: Tensor, saved: tuple):
-    """-> dwhole, dweight, dbias (None for a bias that is None), donto (dy itself, or None)."""
-    whole, weight, h, has_bias, has_onto = saved
-    check("swiglu_linear", dy, whole, weight)
-    if dy.shape != (*whole.shape[:-2], weight.shape[0]):
-        raise ValueError(
-            f"swiglu_linear: gate and up {tuple(whole.shape)} and weight {tuple(weight.shape)} have no "
-            f"gradient {tuple(dy.shape)}."
-        )
-    pair = whole.contiguous().view(-1, *whole.shape[-2:])
+def swiglu_mlp_inference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    down: Tensor,
+    down_bias: Tensor | None,
+    onto: Tensor | None = None,
+):
+    """y alone, as of `gelu_mlp_inference`."""
+    _check_swiglu(x, weight, bias, down, down_bias, onto)
+    h, _ = swiglu_forward(*linear(x, weight, bias).chunk(2, dim=-1))
+    return _down(h, down, down_bias, onto)
+
+
+def swiglu_mlp_backward(dy: Tensor, saved: tuple):
+    """-> dx, dweight, dbias, ddown, ddown_bias (a bias that is None has the gradient None), donto (dy itself,
+    or None)."""
+    x, weight, down, pair, h, has_bias, has_down_bias, has_onto = saved
+    check("swiglu_mlp", dy, x, weight, down)
+    _check_gradient("swiglu_mlp", dy, x, down)
     flat, dpair = for_tma(matrix(dy)), torch.empty_like(pair)
-    if _fuses(dy) and pair.shape[-1] * pair.element_size() % 16 == 0:
-        arrays = (*pair.unbind(1), *dpair.unbind(1))
-        down = for_tma(matrix(weight))
-        _product(_swiglu_down_backward_kernel, flat, down, False, arrays, config=SWIGLU)
+    if _fuses_pair(dy, down.shape[1]):
+        arrays = pair, *dpair.unbind(1)
+        _product(
+            _swiglu_down_backward_kernel, SWIGLU_BACKWARD, flat, for_tma(matrix(down)), arrays, backward=True
+        )
     elif len(pair):
-        dpair = joined(swiglu_backward((flat @ weight).unsqueeze(1), pair.split(1, dim=1)))
-    return dpair.view(whole.shape), flat.t() @ matrix(h), _sum(flat, has_bias), dy if has_onto else None
+        dpair = joined(swiglu_backward((flat @ down).unsqueeze(1), pair.split(1, dim=1)))
+    gradients = _gradients(dpair.flatten(1), flat, x, weight, h, has_bias, has_down_bias)
+    return *gradients, dy if has_onto else None
+
+
+def _check_swiglu(x, weight, bias, down, down_bias, onto) -> None:
+    check_mlp(x, weight, bias, down, down_bias, "swiglu_mlp", 2)
+    check("swiglu_mlp", x, weight, bias, down, down_bias)
+    if onto is not None and down_bias is not None:
+        raise ValueError("swiglu_mlp: give a down_bias or what the product is added to, not both.")
+
+
+def _down(h: Tensor, down: Tensor, down_bias: Tensor | None, onto: Tensor | None) -> Tensor:
+    return linear(h, down, down_bias) if onto is None else add_product("swiglu_mlp", h, down, onto)
+
+
+def _check_gradient(operation: str, dy: Tensor, x: Tensor, down: Tensor) -> None:
+    if dy.shape != (*x.shape[:-1], down.shape[0]):
+        raise ValueError(
+            f"{operation}: x {tuple(x.shape)} and down {tuple(down.shape)} have no gradient "
+            f"{tuple(dy.shape)}."
+        )
+
+
+def _gradients(
+    dpre: Tensor, dy: Tensor, x: Tensor, up: Tensor, h: Tensor, has_up_bias: bool, has_down_bias: bool
+) -> tuple[Tensor | None, ...]:
+    """All five of an MLP, from that of the first product `(rows, ...)`."""
+    dup, ddown = dpre.t() @ matrix(x), dy.t() @ h
+    return (dpre @ up).view(x.shape), dup, _sum(dpre, has_up_bias), ddown, _sum(dy, has_down_bias)
 
 
 def _sum(d: Tensor, wanted: bool) -> Tensor | None:

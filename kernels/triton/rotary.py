@@ -20,7 +20,6 @@ from kernels.triton.launch import INTERPRETED, check, for_tma, gpu, launch, matr
 from kernels.triton.rope import rope_
 
 TILES = dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, per_processor=1, num_warps=8, num_stages=3)
-WIDTHS = (16, 32, 64, 128)  # of heads: whole ones make a tile
 if INTERPRETED:  # small arrays shall have many tiles
     TILES |= dict(BLOCK_M=32, BLOCK_N=128, BLOCK_K=16)
 
@@ -47,7 +46,7 @@ def _store_turned(tile, bias_ptr, cos, sin, qkv_desc, row, column, N, TURNED, HA
 @triton.jit
 def _turned_kernel(
     x_ptr, x_desc, weight_desc, qkv_desc, M, N, K, bias_ptr, cos_ptr, sin_ptr, T, TURNED,
-    HALF: tl.constexpr, IN_HALVES: tl.constexpr, PROGRAMS: tl.constexpr,
+    HALF: tl.constexpr, PROGRAMS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """qkv = x Wᵀ + bias `(M, N)`, its first TURNED columns turned: row i by the tables' row i modulo T."""
@@ -62,20 +61,19 @@ def _turned_kernel(
         place = t[:, None] * HALF + tl.arange(0, HALF)[None, :]
         cos = tl.load(cos_ptr + place).to(tl.float32)
         sin = tl.load(sin_ptr + place).to(tl.float32)
-        if IN_HALVES:
-            left, right = halves(total)
-            _store_turned(left, bias_ptr, cos, sin, qkv_desc, row, column, N, TURNED, HALF)
-            _store_turned(right, bias_ptr, cos, sin, qkv_desc, row, column + BLOCK_N // 2, N, TURNED, HALF)
-        else:
-            _store_turned(total, bias_ptr, cos, sin, qkv_desc, row, column, N, TURNED, HALF)
+        # In halves: a whole tile to store would not fit beside the blocks being loaded.
+        left, right = halves(total)
+        _store_turned(left, bias_ptr, cos, sin, qkv_desc, row, column, N, TURNED, HALF)
+        _store_turned(right, bias_ptr, cos, sin, qkv_desc, row, column + BLOCK_N // 2, N, TURNED, HALF)
 
 
 def _fuses(x: Tensor, D: int) -> bool:
-    """Whether to use the kernel above: it is made for Hopper's copy engine and 16-bit tensor cores, and its
-    tiles must have whole heads. Everywhere else the product is the library's and the rotation `rope_`.
+    """Whether to use the kernel above: it is made for Hopper's copy engine and 16-bit tensor cores, and half
+    a tile must have whole heads. Everywhere else the product is the library's and the rotation `rope_`.
     """
     able = INTERPRETED or (gpu(x).capability == 90 and x.dtype != torch.float32)
-    return able and 16 <= D <= TILES["BLOCK_N"] and power_of_2(D, TILES["BLOCK_N"]) == D and x.numel() > 0
+    most = TILES["BLOCK_N"] // 2
+    return able and 16 <= D <= most and power_of_2(D, most) == D and x.numel() > 0
 
 
 def _turned_product(
@@ -86,12 +84,11 @@ def _turned_product(
     options, D = dict(TILES), qkv.shape[3]
     programs = gpu(x).processors * options.pop("per_processor")
     m, n, k = (options[f"BLOCK_{side}"] for side in "MNK")
-    in_halves = n >= 2 * D
-    blocks = (a, (m, k)), (b, (n, k)), (y, (m, n // 2 if in_halves else n))
+    blocks = (a, (m, k)), (b, (n, k)), (y, (m, n // 2))
     launch(
         _turned_kernel, (programs,), a, *(tiles(z, z.shape, z.stride(), block) for z, block in blocks),
         *y.shape, a.shape[1], None if bias is None else bias.contiguous(), cos, sin, qkv.shape[1], turned * D,
-        HALF=D // 2, IN_HALVES=in_halves, PROGRAMS=programs, **options,
+        HALF=D // 2, PROGRAMS=programs, **options,
     )  # fmt: skip
 
 
