@@ -66,7 +66,7 @@ class Step:
     def __call__(self, step: int) -> Done:
         scale = self.scaler.scale if self.scaler else 1.0
         loss, gradients = self._loss_and_gradients(step, scale)
-        norms = torch.stack(torch._foreach_norm(list(gradients.values())))
+        norms = torch.stack(torch._foreach_norm(list(gradients.values()), dtype=torch.float32))
         lr = self.learning_rate(step)
         if self.scaler:
             finite = bool(torch.isfinite(norms).all())
