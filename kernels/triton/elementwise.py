@@ -79,6 +79,11 @@ def sum_middle(x: Tensor, dtype: torch.dtype) -> Tensor:
     return y.view(outer, C) if pieces == 1 else sum_middle(y, dtype)
 
 
+def bias_gradient(dy: Tensor, has_bias: bool) -> Tensor | None:
+    """The gradient of a bias that was added to every row: dy `(rows, C)` -> `(C)`, or None without a bias."""
+    return sum_middle(dy.unsqueeze(0), dy.dtype).view(-1) if has_bias else None
+
+
 def _binary(operation: str, a: Tensor, b: Tensor) -> Tensor:
     check(operation, a, b)
     if a.shape == b.shape and a.is_contiguous() and b.is_contiguous():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels.checks import check_width
 from kernels.triton.arithmetic import corner, dot
-from kernels.triton.elementwise import sum_middle
+from kernels.triton.elementwise import bias_gradient, sum_middle
 from kernels.triton.launch import cdiv, check, gpu, launch, matrix
 
 
@@ -99,5 +99,4 @@ def linear_backward(dy: Tensor, saved: tuple):
     flat = matrix(dy)
     dx = _matmul(flat, weight).view(x.shape)
     dweight = _matmul(flat.t(), matrix(x))
-    dbias = sum_middle(flat.unsqueeze(0), dy.dtype).view(-1) if has_bias else None
-    return dx, dweight, dbias
+    return dx, dweight, bias_gradient(flat, has_bias)

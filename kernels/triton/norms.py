@@ -153,12 +153,10 @@ def _norm_backward(
             if dh is not None:
                 out += _load(dh, row, dh_stride, columns, mask)
             tl.store(dx + row * C + columns, out.to(dx.dtype.element_ty), mask=mask)
-            if weight is None:
-                pass
-            elif C <= BLOCK:
+            if weight is not None and C <= BLOCK:
                 dw += d * x_hat
                 db += d
-            else:  # ROWS is 1, and the sums of so wide a row lie in the L2 cache
+            elif weight is not None:  # ROWS is 1, and the sums of so wide a row lie in the L2 cache
                 later = (columns < C) & (first > program)
                 dw = d * x_hat + _load(dweights, program, C, columns, later)
                 tl.store(dweights + program * C + columns, dw, mask=mask)

@@ -1,8 +1,8 @@
 """Causal attention with rotary positions, from the product that makes queries, keys and values on.
 
-The rotation on its own reads and writes every query and key once more, which takes a GPU half of the time of
-the product before it. Here a tile of qkv = x Wᵀ + b has whole heads, and is turned while it is still in
-registers. In the backward pass it is the kernels of `flash_backward` that turn gradients back.
+The rotation on its own reads and writes every query and key once more, which takes an H200 a third of the
+time of the product before it. Here a tile of qkv = x Wᵀ + b has whole heads, and is turned while it is still
+in registers. In the backward pass it is the kernels of `flash_backward` that turn gradients back.
 """
 
 import torch
@@ -15,10 +15,11 @@ from kernels.checks import check_rope, check_width
 from kernels.packed import joined
 from kernels.triton.arithmetic import corner, dot, halves
 from kernels.triton.attention import WIDEST_HEAD, attention_forward, turned_attention_backward
-from kernels.triton.elementwise import sum_middle
+from kernels.triton.elementwise import bias_gradient
 from kernels.triton.launch import INTERPRETED, check, for_tma, gpu, launch, matrix, power_of_2, tiles
 from kernels.triton.rope import rope_
 
+# The fastest of a sweep on an H200.
 TILES = dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, per_processor=1, num_warps=8, num_stages=3)
 if INTERPRETED:  # small arrays shall have many tiles
     TILES |= dict(BLOCK_M=32, BLOCK_N=128, BLOCK_K=16)
@@ -143,5 +144,5 @@ def rotary_attention_backward(dy: Tensor, saved: tuple):
     if not by_kernels:
         rope_(dqkv.narrow(-2, 0, heads[0] + heads[1]), cos, sin, inverse=True)
     flat = dqkv.view(-1, weight.shape[0])
-    dbias = sum_middle(flat.unsqueeze(0), flat.dtype).view(-1) if has_bias else None
-    return (flat @ weight).view(x.shape), flat.t() @ matrix(x), dbias, dsink
+    dx, dweight = (flat @ weight).view(x.shape), flat.t() @ matrix(x)
+    return dx, dweight, bias_gradient(flat, has_bias), dsink
