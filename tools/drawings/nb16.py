@@ -28,13 +28,14 @@ def plan() -> Figure:
     for x, text in sources:
         ax.text(x, 1.05, text, ha="center", va="top", fontsize=9, color=GREEN)
         arrow(ax, (x, 1.12), (x, 2.08), color=GREEN, dashed=True)
-    for y, text in (
-        (3.0, "÷ B T = steps"),
-        (2.2, "÷ tokens of the corpus = passes"),
-        (1.4, "÷ parameters = tokens a parameter"),
+    for y, name, divisor in (
+        (3.05, "steps", "÷ tokens a batch, B T"),
+        (2.2, "passes", "÷ tokens of the corpus"),
+        (1.35, "tokens a parameter", "÷ parameters"),
     ):
-        box(ax, 8.95, y, text, color=PURPLE, width=3.0, height=0.5)
-        arrow(ax, (6.42, 2.2 + 0.1 * (y - 2.2)), (7.4, y), color=PURPLE)
+        box(ax, 9.45, y, name, color=PURPLE, width=2.0, height=0.5)
+        arrow(ax, (6.42, 2.2 + 0.1 * (y - 2.2)), (8.4, y), color=PURPLE)
+        ax.text(9.45, y - 0.3, divisor, ha="center", va="top", fontsize=8.5, color=SOFT)
     return figure
 
 
