@@ -25,7 +25,7 @@ from kernels.triton.launch import gpu
 
 LENGTHS = (4096, 16384)
 TOKENS, FEATURES = 16384, 2048  # B T and H D of every input
-BLOCKS, WARPS, STAGES, REGISTERS = (32, 64, 128), (4, 8), (2, 3, 4), (None, 168)
+BLOCKS, WARPS, STAGES, REGISTERS = (32, 64, 128), (4, 8), (2, 3, 4), (None, 96, 168)
 KERNELS = (attention.FORWARD, attention.DQ, attention.DKV)
 
 
