@@ -101,7 +101,7 @@ def main(name: str) -> None:
             with FakeTensorMode():
                 if case is None:
                     adamw(dtype)
-                elif "cuda" in OPERATIONS[case.operation].engines:
+                elif case.operation in OPERATIONS and "cuda" in OPERATIONS[case.operation].engines:
                     forward, backward = kernels.pair("cuda", case.operation)
                     y, saved = forward(*shapes_only(case, dtype))
                     dy = tuple(torch.empty_like(out) for out in outputs(y))

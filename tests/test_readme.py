@@ -369,6 +369,7 @@ PROMISES = {  # in the first cell -> the seconds on a CPU that it may mean
     r"half a\s+minute": (10, 45),
     r"under a\s+minute": (5, 60),
     r"about a\s+minute": (20, 90),
+    r"about two\s+minutes": (60, 180),
 }
 
 
