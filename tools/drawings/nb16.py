@@ -14,7 +14,7 @@ SOFT = "#7a8290"
 
 def plan() -> Figure:
     """From seconds to tokens, what each factor is taken from, and what follows from the tokens."""
-    figure, ax = canvas(10.6, 2.9)
+    figure, ax = canvas(10.6, 2.95)
     for x, name, color in ((0.95, "seconds", ORANGE), (3.35, "FLOPs", BLUE), (5.75, "tokens", BLUE)):
         box(ax, x, 1.75, name, color=color, width=1.25)
     ax.text(0.95, 1.27, "you decide", ha="center", fontsize=9, color=SOFT)
@@ -29,9 +29,9 @@ def plan() -> Figure:
         ax.text(x, 0.7, text, ha="center", va="top", fontsize=9, color=GREEN)
         arrow(ax, (x, 0.76), (x, 1.63), color=GREEN, dashed=True)
     for y, name, divisor in (
-        (2.55, "steps", "÷ tokens a batch, B T"),
-        (1.7, "passes", "÷ tokens of the corpus"),
-        (0.85, "tokens a parameter", "÷ parameters"),
+        (2.6, "steps", "÷ tokens a batch, B T"),
+        (1.75, "passes", "÷ tokens of the corpus"),
+        (0.9, "tokens a parameter", "÷ parameters"),
     ):
         box(ax, 9.45, y, name, color=PURPLE, width=2.0, height=0.5)
         arrow(ax, (6.42, 1.75 + 0.1 * (y - 1.75)), (8.4, y), color=PURPLE)
