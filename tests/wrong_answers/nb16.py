@@ -1,7 +1,9 @@
 """Mistakes that a careful person could make in the exercises of notebook 16."""
 
 import math
+import queue
 import threading
+import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,6 +23,20 @@ def _free_last_pause(budget, step, every, pause):
     return int(rounds) * every + min(int(left // step), every)
 
 
+def _counts(budget, step, every, pause):
+    n = 0
+    while (n + 1) * step + (n + 1) // every * pause <= budget:
+        n += 1
+    return n
+
+
+def _up_to_the_budget(budget, step, every, pause):
+    n = 0
+    while (n + 1) * step + (n + 1) // every * pause < budget:
+        n += 1
+    return n
+
+
 def _share(overlap=True, once=False, blocks=False, same_dtype=True):
     def windows(tokens, n, stride=1):
         return [tokens[i : i + n].tobytes() for i in range(0, len(tokens) - n + 1, stride)]
@@ -34,6 +50,22 @@ def _share(overlap=True, once=False, blocks=False, same_dtype=True):
         return sum(window in seen for window in found) / max(1, len(found))
 
     return answer
+
+
+def _off_by_one(training, validation, n):
+    def windows(tokens):
+        return [tuple(tokens[i : i + n].tolist()) for i in range(len(tokens) - n)]
+
+    seen, found = set(windows(training)), windows(validation)
+    return sum(window in seen for window in found) / max(1, len(found))
+
+
+def _list_of_windows(training, validation, n):
+    def windows(tokens):
+        return [tuple(tokens[i : i + n].tolist()) for i in range(len(tokens) - n + 1)]
+
+    seen, found = windows(training), windows(validation)
+    return sum(window in seen for window in found) / max(1, len(found))
 
 
 def _tokens_alone(training, validation, n):
@@ -68,6 +100,42 @@ def _swallows(at, steps, depth):
                 yield future.result()
 
 
+def _waits_for_ever(at, steps, depth):
+    made = queue.Queue(max(1, depth - 1))
+
+    def work():
+        try:
+            for i in range(steps):
+                made.put(at(i))
+        except OSError:
+            pass
+
+    threading.Thread(target=work, daemon=True).start()
+    for _ in range(steps):
+        yield made.get()
+
+
+def _many_threads(at, steps, depth):
+    def slowly(i):
+        time.sleep(0.02)
+        return at(i)
+
+    with ThreadPoolExecutor(4) as pool:
+        waiting = deque(pool.submit(slowly, i) for i in range(min(depth, steps)))
+        for i in range(steps):
+            batch = waiting.popleft().result()
+            if i + depth < steps:
+                waiting.append(pool.submit(slowly, i + depth))
+            yield batch
+
+
+def _one_in_hand(at, steps, depth):
+    made = queue.Queue(depth)
+    threading.Thread(target=lambda: [made.put(at(i)) for i in range(steps)], daemon=True).start()
+    for _ in range(steps):
+        yield made.get()
+
+
 def _leaves_a_thread(at, steps, depth):
     made, room = deque(), threading.Semaphore(depth)
     there = threading.Semaphore(0)
@@ -95,7 +163,9 @@ WRONG_ANSWERS = {
     "16.1": [
         (_no_pauses, "Do the pauses count"),
         (_whole_rounds, "they fit"),
-        (_free_last_pause, "too long"),
+        (_free_last_pause, "due for a pause"),
+        (_counts, "do not count them"),
+        (_up_to_the_budget, "up to the last second"),
     ],
     "16.2": [
         (_share(overlap=False), "Windows overlap"),
@@ -103,12 +173,17 @@ WRONG_ANSWERS = {
         (_share(blocks=True), "may begin anywhere"),
         (_share(same_dtype=False), "different bytes"),
         (_tokens_alone, "expected"),
+        (_off_by_one, "len(tokens) - n + 1"),
+        (_list_of_windows, "in a set"),
+        (lambda t, v, n: _share()(v, t, n), "share of the training windows"),
+        (lambda t, v, n: 100 * _share()(t, v, n), "between 0 and 1"),
     ],
     "16.3": [
         (lambda c, m: (math.sqrt(c * m), 2 * math.sqrt(c / m)), "where is the 2"),
         (lambda c, m: (2 * c * m, 1.0), "its square"),
         (lambda c, m: (math.sqrt(2 * c * m), math.sqrt(c / (2 * m))), "one of the two terms"),
         (lambda c, m: math.sqrt(2 * c * m), "two numbers"),
+        (lambda c, m: (math.sqrt(2 * c / m), math.sqrt(2 * c * m)), "the interval comes first"),
     ],
     "16.4": [
         (_nothing_ahead, "nobody makes batch 1"),
@@ -116,5 +191,8 @@ WRONG_ANSWERS = {
         (_submitted_all, "nobody has asked for"),
         (_swallows, "never hears of it"),
         (_leaves_a_thread, "a thread lives on"),
+        (_waits_for_ever, "waits for ever"),
+        (_many_threads, "one is enough"),
+        (_one_in_hand, "in its hands"),
     ],
 }

@@ -14,27 +14,27 @@ SOFT = "#7a8290"
 
 def plan() -> Figure:
     """From seconds to tokens, what each factor is taken from, and what follows from the tokens."""
-    figure, ax = canvas(10.6, 3.4)
+    figure, ax = canvas(10.6, 2.95)
     for x, name, color in ((0.95, "seconds", ORANGE), (3.35, "FLOPs", BLUE), (5.75, "tokens", BLUE)):
-        box(ax, x, 2.2, name, color=color, width=1.25)
-    ax.text(0.95, 1.72, "you decide", ha="center", fontsize=9, color=SOFT)
+        box(ax, x, 1.75, name, color=color, width=1.25)
+    ax.text(0.95, 1.27, "you decide", ha="center", fontsize=9, color=SOFT)
     for x, label in ((2.15, "× peak × MFU"), (4.55, "÷ FLOPs a token")):
-        arrow(ax, (x - 0.54, 2.2), (x + 0.54, 2.2))
-        ax.text(x, 2.55, label, ha="center", va="bottom", fontsize=9.5, color=INK)
+        arrow(ax, (x - 0.54, 1.75), (x + 0.54, 1.75))
+        ax.text(x, 2.1, label, ha="center", va="bottom", fontsize=9.5, color=INK)
     sources = (
         (2.15, "peak: a table\nMFU: measured,\nbefore anything else"),
         (4.55, "6 N + 12 L H D T:\nthe model's shape alone"),
     )
     for x, text in sources:
-        ax.text(x, 1.05, text, ha="center", va="top", fontsize=9, color=GREEN)
-        arrow(ax, (x, 1.12), (x, 2.08), color=GREEN, dashed=True)
+        ax.text(x, 0.7, text, ha="center", va="top", fontsize=9, color=GREEN)
+        arrow(ax, (x, 0.76), (x, 1.63), color=GREEN, dashed=True)
     for y, name, divisor in (
-        (3.05, "steps", "÷ tokens a batch, B T"),
-        (2.2, "passes", "÷ tokens of the corpus"),
-        (1.35, "tokens a parameter", "÷ parameters"),
+        (2.6, "steps", "÷ tokens a batch, B T"),
+        (1.75, "passes", "÷ tokens of the corpus"),
+        (0.9, "tokens a parameter", "÷ parameters"),
     ):
         box(ax, 9.45, y, name, color=PURPLE, width=2.0, height=0.5)
-        arrow(ax, (6.42, 2.2 + 0.1 * (y - 2.2)), (8.4, y), color=PURPLE)
+        arrow(ax, (6.42, 1.75 + 0.1 * (y - 1.75)), (8.4, y), color=PURPLE)
         ax.text(9.45, y - 0.3, divisor, ha="center", va="top", fontsize=8.5, color=SOFT)
     return figure
 
@@ -96,32 +96,32 @@ def data() -> Figure:
 
 def cut() -> Figure:
     """A run, its checkpoints, the cut, and what is done again."""
-    figure, ax = canvas(10.6, 3.2)
+    figure, ax = canvas(10.6, 2.75)
     left, unit = 1.35, 0.77
 
     def at(step: float) -> float:
         return left + unit * step
 
-    for y, name in ((2.4, "first\nprocess"), (0.9, "second\nprocess")):
+    for y, name in ((1.95, "first\nprocess"), (0.45, "second\nprocess")):
         ax.text(1.1, y, name, ha="right", va="center", fontsize=10, color=INK)
-    ax.add_patch(Rectangle((at(0), 2.2), unit * 7.1, 0.4, facecolor=f"{BLUE}33", edgecolor=BLUE, lw=1.3))
-    ax.add_patch(Rectangle((at(6), 2.2), unit * 1.1, 0.4, facecolor=f"{RED}44", edgecolor=RED, lw=1.3))
-    ax.add_patch(Rectangle((at(6), 0.7), unit * 1.1, 0.4, facecolor=f"{RED}44", edgecolor=RED, lw=1.3))
-    ax.add_patch(Rectangle((at(7.1), 0.7), unit * 4.6, 0.4, facecolor=f"{BLUE}33", edgecolor=BLUE, lw=1.3))
+    ax.add_patch(Rectangle((at(0), 1.75), unit * 7.1, 0.4, facecolor=f"{BLUE}33", edgecolor=BLUE, lw=1.3))
+    ax.add_patch(Rectangle((at(6), 1.75), unit * 1.1, 0.4, facecolor=f"{RED}44", edgecolor=RED, lw=1.3))
+    ax.add_patch(Rectangle((at(6), 0.25), unit * 1.1, 0.4, facecolor=f"{RED}44", edgecolor=RED, lw=1.3))
+    ax.add_patch(Rectangle((at(7.1), 0.25), unit * 4.6, 0.4, facecolor=f"{BLUE}33", edgecolor=BLUE, lw=1.3))
     for step in (2, 4, 6):
-        ax.plot([at(step)] * 2, [2.1, 2.7], color=GREEN, lw=2.2)
+        ax.plot([at(step)] * 2, [1.65, 2.25], color=GREEN, lw=2.2)
     for step in (8, 10, 11.7):
-        ax.plot([at(step)] * 2, [0.6, 1.2], color=GREEN, lw=2.2)
-    ax.text(at(2), 2.85, "checkpoint", ha="center", fontsize=9, color=GREEN)
-    ax.plot([at(7.1)] * 2, [2.02, 2.95], color=RED, lw=1.6, ls="--")
-    ax.text(at(7.2), 2.85, "the power is cut", fontsize=9.5, color=RED, va="center")
-    ax.text(at(6.55), 2.4, "lost", ha="center", va="center", fontsize=9, color=INK)
-    ax.text(at(6.55), 0.9, "again", ha="center", va="center", fontsize=9, color=INK)
-    arrow(ax, (at(6), 2.05), (at(6), 1.25), color=GREEN)
+        ax.plot([at(step)] * 2, [0.15, 0.75], color=GREEN, lw=2.2)
+    ax.text(at(2), 2.4, "checkpoint", ha="center", fontsize=9, color=GREEN)
+    ax.plot([at(7.1)] * 2, [1.57, 2.5], color=RED, lw=1.6, ls="--")
+    ax.text(at(7.2), 2.4, "the power is cut", fontsize=9.5, color=RED, va="center")
+    ax.text(at(6.55), 1.95, "lost", ha="center", va="center", fontsize=9, color=INK)
+    ax.text(at(6.55), 0.45, "again", ha="center", va="center", fontsize=9, color=INK)
+    arrow(ax, (at(6), 1.6), (at(6), 0.8), color=GREEN)
     saved = "weights, the optimizer's memory,\nthe step's number, the recipe"
-    ax.text(at(5.85), 1.65, saved, ha="right", va="center", fontsize=9, color=GREEN)
-    arrow(ax, (at(6.55), 2.05), (at(6.55), 1.25), color=RED, dashed=True)
-    ax.text(at(6.72), 1.65, "the same losses,\nto the last digit", va="center", fontsize=9, color=RED)
+    ax.text(at(5.85), 1.2, saved, ha="right", va="center", fontsize=9, color=GREEN)
+    arrow(ax, (at(6.55), 1.6), (at(6.55), 0.8), color=RED, dashed=True)
+    ax.text(at(6.72), 1.2, "the same losses,\nto the last digit", va="center", fontsize=9, color=RED)
     return figure
 
 
