@@ -133,6 +133,13 @@ class Linear(nn.Module):
         return self.ops.linear(x, self.weight, self.bias)
 
 
+def _as_one(layers: tuple[Linear, ...]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of one layer that computes what these do, side by side: its product reads x once, and
+    so does each of its two gradients."""
+    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+    return torch.cat([layer.weight for layer in layers]), bias
+
+
 class Norm(nn.Module):
     """RMSNorm or LayerNorm, as the config chooses."""
 
@@ -171,11 +178,8 @@ class Attention(nn.Module):
         self.o = Linear(C, C, config.bias, ops)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        # One product in place of three: it reads x once, and so does each of its two gradients.
-        layers, heads = (self.q, self.k, self.v), (self.n_head, self.n_kv_head, self.n_kv_head)
-        weight = torch.cat([layer.weight for layer in layers])
-        bias = None if self.q.bias is None else torch.cat([layer.bias for layer in layers])
-        qkv = self.ops.linear(x, weight, bias).unflatten(-1, (-1, self.d_head))
+        heads = self.n_head, self.n_kv_head, self.n_kv_head
+        qkv = self.ops.linear(x, *_as_one((self.q, self.k, self.v))).unflatten(-1, (-1, self.d_head))
         return self.o(self._attend(qkv, heads, rope).flatten(-2))
 
     def _attend(self, qkv: Tensor, heads: tuple[int, int, int], rope: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -202,11 +206,7 @@ class MLP(nn.Module):
         if self.gate is None:
             up, down = self.up, self.down
             return self.ops.gelu_mlp(x, up.weight, up.bias, down.weight, down.bias)
-        # One product in place of two, as for the queries, keys and values.
-        layers, pair = (self.gate, self.up), (2, self.up.weight.shape[0])
-        weight = torch.cat([layer.weight for layer in layers])
-        bias = None if self.up.bias is None else torch.cat([layer.bias for layer in layers])
-        whole = self.ops.linear(x, weight, bias).unflatten(-1, pair)
+        whole = self.ops.linear(x, *_as_one((self.gate, self.up))).unflatten(-1, (2, -1))
         if self.ops.swiglu_linear is not None and not torch.compiler.is_compiling():
             return self.ops.swiglu_linear(whole, self.down.weight, self.down.bias)
         gate, up = unpack(whole, (1, 1))
