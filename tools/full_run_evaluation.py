@@ -36,7 +36,6 @@ def whole(run: Path) -> dict:
     loss = float(losses.mean(dtype=np.float64))
     record = {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits_per_byte(loss, tokens)}
     record["by_position"] = by_position(losses)
-    record["quantiles"] = np.quantile(losses, np.linspace(0, 1, 21)).round(4).tolist()
     record["by_package"] = by_package(model, tokenizer)
     record["course"] = of_documents(model, tokenizer, course_files())
     record["read"] = read(model, tokenizer)

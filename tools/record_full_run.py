@@ -17,7 +17,6 @@ import datetime
 import gc
 import itertools
 import json
-import math
 import os
 import platform
 import signal
@@ -129,8 +128,8 @@ def compare(arguments: argparse.Namespace) -> dict:
             rows[way] |= {"peak_mib": round(peak / 2**20)}
         times[way] += benchmark_training.milliseconds(step, 3, 25)[5:]
         if turn == 1:
-            found[way] = kinds(step)
             waits = waits or waiting(step)
+            found[way] = kinds(step)  # the last to be asked: it gives up the step's CUDA graph
         del step
     size, peak = recipe.batch_size * config.context_length, flops.peak(torch.cuda.get_device_name())
     for way, row in rows.items():
@@ -192,16 +191,21 @@ def power_cut(step: int) -> Callable[[dict], None]:
     return listener
 
 
+def measured(folder: Path) -> dict:
+    """What `compare` measured of the step that is going to be trained with."""
+    return json.loads((folder / "compare.json").read_text())["ways"]["triton"]
+
+
 def fitted(arguments: argparse.Namespace, recipe: Recipe) -> Recipe:
     """The recipe with as many hundreds of steps as fit into `--seconds`, by what `compare` measured."""
-    row = json.loads((arguments.folder / "compare.json").read_text())["ways"]["triton"]
+    row = measured(arguments.folder)
     hundreds = int(arguments.seconds * 1e3 / row["ms"]) // 100
     return recipe.changed({"steps": 100 * hundreds})
 
 
 def plan(arguments: argparse.Namespace, recipe: Recipe) -> dict:
     """What the run will take, by what `compare` measured: written down before it begins."""
-    row = json.loads((arguments.folder / "compare.json").read_text())["ways"]["triton"]
+    row = measured(arguments.folder)
     config = recipe.model_of(BPETokenizer.load(recipe.tokenizer).vocab_size)
     tokens = recipe.steps * recipe.batch_size * config.context_length
     return {
@@ -273,7 +277,7 @@ def thinned(log: Path, tokens_a_step: int, width: int = 50) -> dict:
 
 
 def evaluate(arguments: argparse.Namespace) -> dict:
-    """Everything that the notebook tells of the run."""
+    """What the model has learned; and `--output`, everything that the notebook tells of the run."""
     folder = arguments.folder
     stages = ("prepare", "measure", "compare", "plan", "train")
     read = {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in stages}
@@ -295,7 +299,7 @@ def evaluate(arguments: argparse.Namespace) -> dict:
     }
     records.write(arguments.output, record)
     print(f"{arguments.output}: {arguments.output.stat().st_size:,} bytes")
-    return {"evaluated": math.floor(time.time())}
+    return record["evaluation"]
 
 
 STAGES = {"prepare": prepare, "measure": measure, "compare": compare, "train": train, "evaluate": evaluate}

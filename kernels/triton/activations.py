@@ -77,19 +77,9 @@ def _swiglu_forward(gate, up, y, gate_stride, up_stride, C, BLOCK: tl.constexpr)
 
 @triton.jit
 def _swiglu_backward(
-    dy,
-    gate,
-    up,
-    dgate,
-    dup,
-    dy_stride,
-    gate_stride,
-    up_stride,
-    dgate_stride,
-    dup_stride,
-    C,
+    dy, gate, up, dgate, dup, dy_stride, gate_stride, up_stride, dgate_stride, dup_stride, C,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     at_dy, _, columns, inside = _place(dy_stride, C, BLOCK)
     at_gate, _, _, _ = _place(gate_stride, C, BLOCK)
     at_up, _, _, _ = _place(up_stride, C, BLOCK)

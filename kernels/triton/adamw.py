@@ -13,18 +13,22 @@ TYPES = dict(zip(DTYPES, (tl.float32, tl.bfloat16, tl.float16), strict=True))
 
 
 @triton.jit
+def at(table_ptr, i, T: tl.constexpr, ALIGNED: tl.constexpr):
+    """Where an array of T begins, by a table of addresses."""
+    ptr = tl.load(table_ptr + i).to(tl.pointer_type(T), bitcast=True)
+    if ALIGNED:  # what the compiler cannot see in a number that it loads: 16 bytes may move at once
+        ptr = tl.multiple_of(ptr, 16)
+    return ptr
+
+
+@triton.jit
 def _adamw_kernel(
     table_ptr, decay_ptr, factor_ptr, lr, beta1, beta2, eps, correction1, correction2,
     W: tl.constexpr, G: tl.constexpr, M: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = table_ptr + tl.program_id(0).to(tl.int64) * 5
-    w_ptr = tl.load(row).to(tl.pointer_type(W), bitcast=True)
-    g_ptr = tl.load(row + 1).to(tl.pointer_type(G), bitcast=True)
-    m_ptr = tl.load(row + 2).to(tl.pointer_type(M), bitcast=True)
-    v_ptr = tl.load(row + 3).to(tl.pointer_type(M), bitcast=True)
-    if ALIGNED:  # what the compiler cannot see in a number that it loads: 16 bytes may move at once
-        w_ptr, g_ptr = tl.multiple_of(w_ptr, 16), tl.multiple_of(g_ptr, 16)
-        m_ptr, v_ptr = tl.multiple_of(m_ptr, 16), tl.multiple_of(v_ptr, 16)
+    w_ptr, g_ptr = at(row, 0, W, ALIGNED), at(row, 1, G, ALIGNED)
+    m_ptr, v_ptr = at(row, 2, M, ALIGNED), at(row, 3, M, ALIGNED)
     i = tl.arange(0, BLOCK)
     inside = i < tl.load(row + 4)
     g = tl.load(g_ptr + i, mask=inside, other=0.0).to(tl.float32)

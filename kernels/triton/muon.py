@@ -13,21 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton.adamw import TYPES
+from kernels.triton.adamw import TYPES, at
 from kernels.triton.launch import cdiv, check, launch
 
 BLOCK = 2048  # numbers of a program: of the momenta, and of the weights
 NORMALIZED = 8192  # numbers of a program that first adds up a matrix's sums of squares
 SUMS = 256  # of which it reads so many at a time
-
-
-@triton.jit
-def _at(table_ptr, matrix, T: tl.constexpr, ALIGNED: tl.constexpr):
-    """Where a matrix begins, by the table of addresses."""
-    ptr = tl.load(table_ptr + matrix).to(tl.pointer_type(T), bitcast=True)
-    if ALIGNED:  # what the compiler cannot see in a number that it loads: 16 bytes may move at once
-        ptr = tl.multiple_of(ptr, 16)
-    return ptr
 
 
 @triton.jit
@@ -38,7 +29,7 @@ def _look_ahead_kernel(
     matrix = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < N
-    g = tl.load(_at(table_ptr, matrix, G, ALIGNED) + i, mask=inside, other=0.0).to(tl.float32)
+    g = tl.load(at(table_ptr, matrix, G, ALIGNED) + i, mask=inside, other=0.0).to(tl.float32)
     if factor_ptr is not None:
         g *= tl.load(factor_ptr).to(tl.float32)
     m = tl.load(m_ptr + matrix * N + i, mask=inside, other=0.0).to(tl.float32)
@@ -73,7 +64,7 @@ def _update_kernel(
     matrix = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < N
-    w_ptr = _at(table_ptr, matrix, W, ALIGNED) + i
+    w_ptr = at(table_ptr, matrix, W, ALIGNED) + i
     w = tl.load(w_ptr, mask=inside, other=0.0).to(tl.float32)
     o = tl.load(o_ptr + matrix * N + i, mask=inside, other=0.0).to(tl.float32)
     tl.store(w_ptr, (w * (1 - decay) - size * o).to(W), mask=inside)
