@@ -321,16 +321,16 @@ def test_the_full_run_stands_beside_its_peer(tmp_path, monkeypatch):
         "recipe": {"data": "tales"},
         "plan": {"parameters": 75e6, "tokens": 600e6, "seconds": 610},
         "real": {"training": 612.3},
-        "log": {"validation": [[100, 3.0, 1.5], [200, 2.5, 1.25]]},
+        "evaluation": {"loss": 2.5, "bits_per_byte": 1.25},
         "compare": {"ways": ways},
     }
     (tmp_path / "full_run.json").write_text(json.dumps(record))
     said = results.full_run()
     assert "75M parameters, 600M tokens of `tales` in 10.2 min, predicted 10.2 min" in said
-    assert "validation loss 2.500, 1.250 bits a byte" in said
+    assert "held-out loss 2.500, 1.250 bits a byte" in said
     assert said.splitlines()[-2:] == [
-        "| triton | 1,000 | 50 % | 900 |",
-        "| torch, compiled | 800 | 40 % | 1,200 |",
+        "| triton | 1,000 | 1.25 | 50 % | 900 |",
+        "| torch, compiled | 800 | 1.00 | 40 % | 1,200 |",
     ]
 
 
