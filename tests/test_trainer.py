@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import random
@@ -180,6 +181,18 @@ def test_a_clipped_step_is_smaller_and_reports_the_norm_before():
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(m)))
     assert norm == pytest.approx(1e-3 * (1 - clipped.recipe.optimizer.betas[0]), rel=1e-3)
     assert any(not torch.equal(before[k], w) for k, w in clipped.weights.items())
+
+
+def test_a_step_with_pytorch_s_own_optimizer_clips_too(monkeypatch):
+    """As `tools/benchmark_training.py` measures it."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    benchmark = importlib.import_module("benchmark_training")
+    step = step_of(recipe(optimizer__clip=1e-3))
+    step.optimizer = benchmark.Fused(step.weights)
+    step(0)
+    m = [state["exp_avg"] for state in step.optimizer.adamw.state.values()]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(m)))
+    assert norm == pytest.approx(1e-3 * (1 - 0.9), rel=1e-3)
 
 
 def test_float16_trains_with_a_scale_and_leaves_out_steps_that_overflow():

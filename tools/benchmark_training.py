@@ -59,7 +59,9 @@ class Fused:
         self.weights = weights
         self.adamw = torch.optim.AdamW(weights.values(), fused=True)
 
-    def step(self, gradients: dict) -> None:
+    def step(self, gradients: dict, factor: torch.Tensor | None = None) -> None:
+        if factor is not None:
+            torch._foreach_mul_(list(gradients.values()), factor)
         for name, w in self.weights.items():
             w.grad = gradients[name]
         self.adamw.step()
