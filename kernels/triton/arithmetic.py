@@ -37,6 +37,21 @@ def corner(tile, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.c
 
 
 @triton.jit
+def product(
+    a_desc, b_desc, row, column, K,
+    TRANSPOSED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The tile of a b that begins at row and column, in float32: a `(M, K)`, b `(K, N)`, or, if TRANSPOSED,
+    of a bᵀ, with b `(N, K)`. Both are fetched block by block by the copy engine."""
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for k in range(0, K, BLOCK_K):
+        a = a_desc.load([row, k])
+        b = b_desc.load([column, k]).T if TRANSPOSED else b_desc.load([k, column])
+        total = dot(a, b, total)
+    return total
+
+
+@triton.jit
 def halves(tile):
     """The left and the right half. A half to store may fit beside the blocks being loaded where a whole tile
     would not."""

@@ -29,7 +29,7 @@ from kernels.triton.activations import (
     swiglu_backward,
     swiglu_forward,
 )
-from kernels.triton.arithmetic import corner, dot, halves
+from kernels.triton.arithmetic import corner, dot, halves, product
 from kernels.triton.elementwise import bias_gradient
 from kernels.triton.launch import INTERPRETED, check, for_tma, gpu, launch, matrix, padded, tiles
 from kernels.triton.residual import add_product
@@ -83,9 +83,7 @@ def _up_kernel(
     n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), n_tiles, PROGRAMS, flatten=True):
         row, column = corner(tile, M, N, BLOCK_M, BLOCK_N)
-        pre = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for k in range(0, K, BLOCK_K):
-            pre = dot(x_desc.load([row, k]), up_desc.load([column, k]).T, pre)
+        pre = product(x_desc, up_desc, row, column, K, True, BLOCK_M, BLOCK_N, BLOCK_K)
         if bias_ptr is not None:
             columns = column + tl.arange(0, BLOCK_N)
             pre += tl.load(bias_ptr + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
@@ -113,9 +111,7 @@ def _down_backward_kernel(
     n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), n_tiles, PROGRAMS, flatten=True):
         row, column = corner(tile, M, N, BLOCK_M, BLOCK_N)
-        dh = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for k in range(0, K, BLOCK_K):
-            dh = dot(dy_desc.load([row, k]), down_desc.load([k, column]), dh)
+        dh = product(dy_desc, down_desc, row, column, K, False, BLOCK_M, BLOCK_N, BLOCK_K)
         # In halves: what a whole tile loads and stores would not fit beside the blocks being loaded.
         left, right = halves(dh)
         _store_gradient(left, pre_desc, dpre_desc, row, column, QUICK)
@@ -164,9 +160,7 @@ def _swiglu_down_backward_kernel(
     n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), n_tiles, PROGRAMS, flatten=True):
         row, column = corner(tile, M, N, BLOCK_M, BLOCK_N)
-        dh = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for k in range(0, K, BLOCK_K):
-            dh = dot(dy_desc.load([row, k]), down_desc.load([k, column]), dh)
+        dh = product(dy_desc, down_desc, row, column, K, False, BLOCK_M, BLOCK_N, BLOCK_K)
         for half in tl.static_range(2):
             left, right = halves(halves(dh)[half])
             first = column + half * (BLOCK_N // 2)

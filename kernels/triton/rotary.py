@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 
 from kernels.checks import check_rope, check_width
 from kernels.packed import joined
-from kernels.triton.arithmetic import corner, dot, halves
+from kernels.triton.arithmetic import corner, halves, product
 from kernels.triton.attention import WIDEST_HEAD, attention_forward, turned_attention_backward
 from kernels.triton.elementwise import bias_gradient
 from kernels.triton.launch import INTERPRETED, check, for_tma, gpu, launch, matrix, power_of_2, tiles
@@ -55,15 +55,13 @@ def _turned_kernel(
     n_tiles = tl.cdiv(M, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     for tile in tl.range(tl.program_id(0), n_tiles, PROGRAMS, flatten=True):
         row, column = corner(tile, M, N, BLOCK_M, BLOCK_N)
-        total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for k in range(0, K, BLOCK_K):
-            total = dot(x_desc.load([row, k]), weight_desc.load([column, k]).T, total)
+        qkv = product(x_desc, weight_desc, row, column, K, True, BLOCK_M, BLOCK_N, BLOCK_K)
         t = (row + tl.arange(0, BLOCK_M)) % T
         place = t[:, None] * HALF + tl.arange(0, HALF)[None, :]
         cos = tl.load(cos_ptr + place).to(tl.float32)
         sin = tl.load(sin_ptr + place).to(tl.float32)
         # In halves: a whole tile to store would not fit beside the blocks being loaded.
-        left, right = halves(total)
+        left, right = halves(qkv)
         _store_turned(left, bias_ptr, cos, sin, qkv_desc, row, column, N, TURNED, HALF)
         _store_turned(right, bias_ptr, cos, sin, qkv_desc, row, column + BLOCK_N // 2, N, TURNED, HALF)
 
