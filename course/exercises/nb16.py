@@ -74,7 +74,8 @@ def _why(got: int, budget: float, step: float, every: int, pause: float) -> str:
     if seconds(got) > budget:
         long = f"With {got:,} steps it takes {seconds(got):g} seconds: too long."
         if seconds(got) - pause <= budget:
-            return f"{long} The last step is due for a pause, and that counts, too."
+            due = "The last step is" if got % every == 0 else f"Step {got // every * every:,} is"
+            return f"{long} {due} due for a pause, and that counts, too."
         return f"{long} Do the pauses count?"
     whole = " The budget may be used up to the last second." if seconds(got + 1) == budget else ""
     return f"{got + 1:,} steps would take {seconds(got + 1):g} seconds: they fit.{whole}"
@@ -99,7 +100,9 @@ def seen_before(answer) -> None:
         try:
             got = _number(f"{case} the share", answer(training.copy(), validation.copy(), n))
         except (ValueError, ZeroDivisionError, IndexError) as error:
-            raise Wrong(f"{case} it raised {type(error).__name__}: {error}.") from None
+            none = n > min(len(training), len(validation))
+            short = " Where there is no window, the share is 0." if none else ""
+            raise Wrong(f"{case} it raised {type(error).__name__}: {error}.{short}") from None
         expected = _share(training, validation, n)
         if abs(got - expected) > 1e-9:
             hint = _about_share(got, training, validation, n)
