@@ -365,9 +365,10 @@ def test_a_run_of_the_tests_becomes_a_record(tmp_path):
 # --- what the notebooks say of their time -----------------------------------------------
 
 PROMISES = {  # in the first cell -> the seconds on a CPU that it may mean
+    r"a few\s+seconds": (2, 15),
     r"about 15 seconds": (5, 25),
     r"half a\s+minute": (10, 45),
-    r"under a\s+minute": (3, 60),
+    r"under a\s+minute": (5, 60),
     r"about a\s+minute": (20, 90),
     r"about two\s+minutes": (60, 180),
 }
