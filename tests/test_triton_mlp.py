@@ -88,7 +88,7 @@ def test_where_no_gradient_is_asked_for_nothing_is_fused(operation, monkeypatch)
     values[0].requires_grad_()
     again = getattr(ops, operation)(*values, *more)
     torch.testing.assert_close(again, y, atol=2e-2, rtol=2e-2)  # another order, in 16 bits
-    assert len(launched) == (1 if mlp._fuses(values[0]) else 0)
+    assert len(launched) == (1 if mlp.fuses_products(values[0]) else 0)
 
 
 def test_dtypes_and_shapes_that_do_not_fit_are_refused_before_anything_is_computed(monkeypatch):

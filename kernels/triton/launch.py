@@ -235,6 +235,14 @@ def _tiles(base: _Address, shape: tuple, strides: tuple, block: tuple) -> Tensor
     return TensorDescriptor(base, list(shape), list(strides), list(block))
 
 
+def fuses_products(x: Tensor) -> bool:
+    """Whether to multiply x in kernels that do more with a tile than to store it: they are made for Hopper's
+    copy engine and 16-bit tensor cores. Everywhere else a product is the library's, and the rest a kernel of
+    its own. The interpreter runs them in every dtype, so that they are tested.
+    """
+    return INTERPRETED or (gpu(x).capability == 90 and x.dtype != torch.float32)
+
+
 def cdiv(a: int, b: int) -> int:
     """a / b rounded up; `triton.cdiv`, which kernels can call too, takes thirty times as long."""
     return -(-a // b)

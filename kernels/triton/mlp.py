@@ -31,7 +31,17 @@ from kernels.triton.activations import (
 )
 from kernels.triton.arithmetic import corner, dot, halves, product
 from kernels.triton.elementwise import bias_gradient
-from kernels.triton.launch import INTERPRETED, check, for_tma, gpu, launch, matrix, padded, tiles
+from kernels.triton.launch import (
+    INTERPRETED,
+    check,
+    for_tma,
+    fuses_products,
+    gpu,
+    launch,
+    matrix,
+    padded,
+    tiles,
+)
 from kernels.triton.residual import add_product
 
 # Found by sweeps on an H100. A tile of SwiGLU reads and writes twice as much as one of GELU: of two programs
@@ -168,18 +178,9 @@ def _swiglu_down_backward_kernel(
             _store_swiglu_gradients(right, pair_desc, dgate_desc, dup_desc, row, first + BLOCK_N // 4, QUICK)
 
 
-def _fuses(x: Tensor) -> bool:
-    """Whether to use the kernels above: they are made for Hopper's copy engine and 16-bit tensor cores.
-
-    Everywhere else the products are the library's and the nonlinearity a kernel of its own. The interpreter
-    runs them in every dtype, so that they are tested.
-    """
-    return INTERPRETED or (gpu(x).capability == 90 and x.dtype != torch.float32)
-
-
 def _fuses_pair(x: Tensor, F: int) -> bool:
     """Whether to use SwiGLU's: gate and up `(rows, 2, F)` must begin at multiples of 16 bytes."""
-    return _fuses(x) and F * x.element_size() % 16 == 0
+    return fuses_products(x) and F * x.element_size() % 16 == 0
 
 
 def _product(kernel, options: dict, a: Tensor, b: Tensor, arrays: tuple, *bias, parts=0) -> None:
@@ -214,7 +215,7 @@ def gelu_mlp_forward(x: Tensor, up: Tensor, up_bias: Tensor | None, down: Tensor
     check_mlp(x, up, up_bias, down, down_bias)
     check("gelu_mlp", x, up, up_bias, down, down_bias)
     flat = for_tma(matrix(x))
-    if _fuses(x):
+    if fuses_products(x):
         pre, h = (padded(flat, flat.shape[0], up.shape[0]) for _ in range(2))
         bias = None if up_bias is None else up_bias.contiguous()
         _product(_up_kernel, GELU, flat, for_tma(matrix(up)), (pre, h), bias)
@@ -238,7 +239,7 @@ def gelu_mlp_backward(dy: Tensor, saved: tuple):
     check("gelu_mlp", dy, x, up, down)
     _check_gradient("gelu_mlp", dy, x, down)
     flat = for_tma(matrix(dy))
-    if _fuses(dy):
+    if fuses_products(dy):
         pre, dpre = for_tma(pre), padded(pre, *pre.shape)  # a compiler may have kept pre in another layout
         _product(_down_backward_kernel, GELU, flat, for_tma(matrix(down)), (pre, dpre), parts=2)
     else:

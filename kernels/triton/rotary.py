@@ -5,7 +5,6 @@ time of the product before it. Here a tile of qkv = x Wᵀ + b has whole heads, 
 in registers. In the backward pass it is the kernels of `flash_backward` that turn gradients back.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,7 +15,17 @@ from kernels.packed import joined
 from kernels.triton.arithmetic import corner, halves, product
 from kernels.triton.attention import WIDEST_HEAD, attention_forward, turned_attention_backward
 from kernels.triton.elementwise import bias_gradient
-from kernels.triton.launch import INTERPRETED, check, for_tma, gpu, launch, matrix, power_of_2, tiles
+from kernels.triton.launch import (
+    INTERPRETED,
+    check,
+    for_tma,
+    fuses_products,
+    gpu,
+    launch,
+    matrix,
+    power_of_2,
+    tiles,
+)
 from kernels.triton.rope import rope_
 
 # The fastest of a sweep on an H200.
@@ -67,12 +76,9 @@ def _turned_kernel(
 
 
 def _fuses(x: Tensor, D: int) -> bool:
-    """Whether to use the kernel above: it is made for Hopper's copy engine and 16-bit tensor cores, and half
-    a tile must have whole heads. Everywhere else the product is the library's and the rotation `rope_`.
-    """
-    able = INTERPRETED or (gpu(x).capability == 90 and x.dtype != torch.float32)
+    """Whether to use the kernel above: half a tile must have whole heads."""
     most = TILES["BLOCK_N"] // 2
-    return able and 16 <= D <= most and power_of_2(D, most) == D and x.numel() > 0
+    return fuses_products(x) and 16 <= D <= most and power_of_2(D, most) == D and x.numel() > 0
 
 
 def _turned_product(
