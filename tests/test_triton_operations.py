@@ -85,6 +85,17 @@ def test_strides_of_any_kind():
     torch.testing.assert_close(elementwise.mul_forward(a[0].T, b[0].T)[0], a[0].T * b[0].T)
 
 
+@pytest.mark.parametrize(
+    "B, T, C", [(3, 100, 7), (40, 1, 30), (2, 600, 1), (1, 5, 300), (2, 3, 1030), (0, 4, 5)]
+)
+def test_narrow_rows_share_a_program(B, T, C):
+    """Rows end within a program's, sequences begin there, and the last program has rows left over."""
+    a, b = drawn(B, T, C), drawn(T, C, seed=1)
+    assert torch.equal(elementwise.mul_forward(a, b)[0], a * b)
+    assert torch.equal(elementwise.add_forward(b, a)[0], a + b)
+    assert torch.equal(elementwise.add_forward(a, b[0])[0], a + b[0])
+
+
 # The matrix product
 
 

@@ -17,19 +17,23 @@ PIECE = 256  # terms of a long sum that one program adds up
 
 @triton.jit
 def _binary_kernel(
-    a_ptr, b_ptr, y_ptr, T, C, a_0, a_1, a_2, b_0, b_1, b_2, PRODUCT: tl.constexpr, BLOCK: tl.constexpr
-):
-    """A block of one row (i, t) of y `(B, T, C)`; a and b have any strides, 0 where they repeat."""
+    a_ptr, b_ptr, y_ptr, n, T, C, a_0, a_1, a_2, b_0, b_1, b_2,
+    PRODUCT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A block of columns of some of the n rows (i, t) of y `(B, T, C)`, narrow rows together; a and b have
+    any strides, 0 where they repeat."""
     blocks = tl.cdiv(C, BLOCK)
-    row = (tl.program_id(0) // blocks).to(tl.int64)
+    first = (tl.program_id(0) // blocks).to(tl.int64) * ROWS
     start = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK
-    i, t = row // T, row % T
-    columns = tl.arange(0, BLOCK)
-    inside = columns < C - start
-    a = tl.load(a_ptr + i * a_0 + t * a_1 + start * a_2 + columns * a_2, mask=inside).to(tl.float32)
-    b = tl.load(b_ptr + i * b_0 + t * b_1 + start * b_2 + columns * b_2, mask=inside).to(tl.float32)
+    rows, columns = tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK)[None, :]
+    inside = (rows < n - first) & (columns < C - start)
+    t = (first % T).to(tl.int32) + rows
+    i, t = first // T + t // T, (t % T).to(tl.int64)
+    a = tl.load(a_ptr + (i * a_0 + t * a_1 + start * a_2) + columns * a_2, mask=inside).to(tl.float32)
+    b = tl.load(b_ptr + (i * b_0 + t * b_1 + start * b_2) + columns * b_2, mask=inside).to(tl.float32)
     y = a * b if PRODUCT else a + b
-    tl.store(y_ptr + row * C + start + columns, y.to(y_ptr.dtype.element_ty), mask=inside)
+    y_rows = y_ptr + (first * C + start + rows.to(tl.int64) * C)
+    tl.store(y_rows + columns, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -95,9 +99,10 @@ def _binary(operation: str, a: Tensor, b: Tensor) -> Tensor:
         a, b = _three(a.expand(shape)), _three(b.expand(shape))
         B, T, C = a.shape
     block = power_of_2(C, 1024)
+    rows = power_of_2(B * T, 1024 // block)
     launch(
-        _binary_kernel, (B * T * cdiv(C, block),), a, b, y, T, C, *a.stride(), *b.stride(),
-        PRODUCT=operation == "mul", BLOCK=block,
+        _binary_kernel, (cdiv(B * T, rows) * cdiv(C, block),), a, b, y, B * T, T, C, *a.stride(), *b.stride(),
+        PRODUCT=operation == "mul", ROWS=rows, BLOCK=block,
     )  # fmt: skip
     return y
 
