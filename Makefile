@@ -21,6 +21,11 @@ OMP_NUM_THREADS ?= 2
 OMP_WAIT_POLICY ?= passive
 export OMP_NUM_THREADS OMP_WAIT_POLICY
 
+# On a GPU most tests wait for compilers, so several processes share them. What measures speeds would not be
+# alone there (Colab's notebooks), and what compiles for other GPUs than this one needs none: see `make test`.
+PARALLEL := --numprocesses=auto --maxprocesses=8 --ignore=tests/test_colab.py \
+  -m "not colab and not browser and not compiles"
+
 .PHONY: help lab test test-gpu test-portable test-colab test-browser notebooks figures lint colab clean environment
 
 help:  ## this list
@@ -38,7 +43,7 @@ test: environment  ## every test that needs no GPU, then every notebook, compari
 test-gpu: environment  ## the same on this machine's GPU, with the tests that need one
 	@$(IN_VENV) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else \
 	  "error: torch sees no GPU here; see python -m course doctor, or run make test")'
-	$(IN_VENV) $(TESTS) -m "not colab and not browser" $(REPORT)/gpu/units.xml
+	$(IN_VENV) $(TESTS) $(PARALLEL) $(REPORT)/gpu/units.xml
 	$(IN_VENV) $(NBVAL) $(REPORT)/gpu/notebooks.xml
 
 test-portable: environment  ## the notebooks with each CPU instruction set of this machine, on 1, 2, 4 threads

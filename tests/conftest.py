@@ -13,12 +13,11 @@ COMPILATIONS = Compilations()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Begin what the tests marked `compiles` will read. Of several processes (xdist), each its own tests'."""
-    if session.config.option.collectonly or hasattr(session.config, "workerinput"):
-        return
-    for item in session.items:
-        for mark in item.iter_markers("compiles"):
-            COMPILATIONS.begin(*mark.args, item.callspec.params["gpu"])
+    """Begin what the tests marked `compiles` will read."""
+    if not session.config.option.collectonly:
+        for item in session.items:
+            for mark in item.iter_markers("compiles"):
+                COMPILATIONS.begin(*mark.args, item.callspec.params["gpu"])
 
 
 @pytest.fixture
