@@ -10,7 +10,7 @@ PYTHON ?= $(shell for python in python3.12 python3.11 python3; do \
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python
 NO_GPU := CUDA_VISIBLE_DEVICES=
 NBVAL := -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 notebooks
-TESTS := -m pytest tests
+TESTS := -m pytest tests --numprocesses=auto --dist=worksteal
 
 # What a run of the tests leaves behind: `tools/record_tests.py` makes a record of it.
 REPORT := --junitxml=build/tests
@@ -21,10 +21,8 @@ OMP_NUM_THREADS ?= 2
 OMP_WAIT_POLICY ?= passive
 export OMP_NUM_THREADS OMP_WAIT_POLICY
 
-# On a GPU most tests wait for compilers, so several processes share them. What measures speeds would not be
-# alone there (Colab's notebooks), and what compiles for other GPUs than this one needs none: see `make test`.
-PARALLEL := --numprocesses=auto --maxprocesses=8 --ignore=tests/test_colab.py \
-  -m "not colab and not browser and not compiles"
+# What measures speeds would not be alone (Colab's notebooks), and what compiles for other GPUs needs none.
+ON_GPU := --ignore=tests/test_colab.py -m "not colab and not browser and not compiles"
 
 .PHONY: help lab test test-gpu test-portable test-colab test-browser notebooks figures lint colab clean environment
 
@@ -37,13 +35,13 @@ lab: environment  ## set up if need be, and open JupyterLab on notebook 00  (LAB
 	  --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(LAB_ARGS)
 
 test: environment  ## every test that needs no GPU, then every notebook, comparing its stored outputs
-	$(NO_GPU) $(IN_VENV) $(TESTS) $(REPORT)/cpu/units.xml
+	$(NO_GPU) $(IN_VENV) $(TESTS) --maxprocesses=4 $(REPORT)/cpu/units.xml
 	$(NO_GPU) $(IN_VENV) $(NBVAL) $(REPORT)/cpu/notebooks.xml
 
 test-gpu: environment  ## the same on this machine's GPU, with the tests that need one
 	@$(IN_VENV) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else \
 	  "error: torch sees no GPU here; see python -m course doctor, or run make test")'
-	$(IN_VENV) $(TESTS) $(PARALLEL) $(REPORT)/gpu/units.xml
+	$(IN_VENV) $(TESTS) --maxprocesses=8 $(ON_GPU) $(REPORT)/gpu/units.xml
 	$(IN_VENV) $(NBVAL) $(REPORT)/gpu/notebooks.xml
 
 test-portable: environment  ## the notebooks with each CPU instruction set of this machine, on 1, 2, 4 threads

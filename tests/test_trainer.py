@@ -316,11 +316,12 @@ def test_a_copy_has_weights_side_by_side_that_are_multiplied_as_one(engine):
 
 
 def test_a_step_of_the_tales_preset_on_our_kernels(engine):
-    """One sequence of it: without a GPU the kernels are interpreted or emulated, and sixteen take minutes."""
+    """Two layers of it and one sequence: without a GPU the kernels are interpreted or emulated, slowly."""
     tokens = np.random.default_rng(0).integers(0, 512, 5000)
+    small = {"batch_size": 1, "model.n_layer": 2}
     losses, norms = [], []
     for name in (engine, "torch"):
-        how = Recipe.preset("tales", engine=name, precision="float32", compile=False, batch_size=1)
+        how = Recipe.preset("tales", engine=name, precision="float32", compile=False, **small)
         step = step_of(how, tokens, vocab_size=512, device=where_it_runs(engine))
         with emulator.checks(False):  # of every access to memory: ten times as long
             done = step(0)
