@@ -52,23 +52,25 @@ TILES = {
         DQ: {64: (32, 32, 4, 1, None), 128: (32, 32, 8, 1, None), 256: (16, 16, 4, 1, None)},
         DKV: {64: (32, 32, 4, 1, None), 128: (32, 32, 8, 1, None), 256: (16, 16, 4, 1, None)},
     },
-    # Triton does not use a T4's tensor cores. A number of a tile takes many instructions there: small tiles.
-    "T4": {
-        kernel: {64: (32, 32, 8, 1, None), 128: (16, 16, 8, 1, None), 256: (16, 16, 2, 1, None)}
-        for kernel in (FORWARD, DQ, DKV)
-    },
+    # Triton does not use a T4's tensor cores. A number of a tile takes many instructions there: small tiles,
+    # for many threads.
+    "T4": {kernel: {64: (32, 32, 8, 1, None), 256: (16, 16, 8, 1, None)} for kernel in (FORWARD, DQ, DKV)},
     "interpreter": {kernel: {WIDEST_HEAD: (32, 32, 4, 1, None)} for kernel in (FORWARD, DQ, DKV)},
 }
 
 # A B200 is given those of an H100, but for one that its products ask too much shared memory for.
 TILES["B200"] = TILES["H100"] | {DKV: TILES["H100"][DKV] | {256: (32, 64, 8, 2, None)}}
+# And four tiles of float32, 256 wide, leave none of a T4's shared memory to exchange numbers among warps.
+TILES["T4, float32"] = TILES["T4"] | {
+    DKV: {64: (32, 32, 8, 1, None), 128: (16, 16, 8, 1, None), 256: (16, 16, 2, 1, None)}
+}
 
 
 def _table(here: Gpu, dtype: torch.dtype) -> str:
     if INTERPRETED:
         return "interpreter"
     if here.capability < 80:
-        return "T4"
+        return "T4, float32" if dtype == torch.float32 else "T4"
     if dtype == torch.float32:
         return "float32"
     return "A100" if here.capability < COPY_ENGINE else "H100" if here.capability < 100 else "B200"
