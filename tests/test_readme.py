@@ -96,7 +96,7 @@ HOW = [  # the pattern of a command, and how it is tried; the first that fits
     (r"python -m course train --resume runs/tales", as_it_stands),
     (r"python -m course (evaluate|tokenize|data|data fetch NAME|data prepare NAME)", parsed),
     (r"(\.venv/bin/)?python -m kernels\.bench( your_operation)?", parsed),
-    (r"python tools/benchmark_(training|ladder)\.py", parsed),
+    (r"python tools/(benchmark_(training|ladder)|record_full_run)\.py", parsed),
     (r"tools/(figures|record_small_model)\.py", lambda c: [f"python {c} --help"]),
     (r"\.venv/bin/python tools/record_tests\.py cpu", parsed),
     (r"tools/results\.py|tools/notebooks\.py (check 02|new 19_your_lesson)", lambda c: [f"python {c}"]),

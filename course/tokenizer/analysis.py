@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from course.tokenizer.bpe import BPETokenizer
+from course.tokenizer.characters import END_OF_TEXT
 
 RARE = 50  # a token seen fewer times than this in the training text counts as rare
 MAX_RARE_SHARE = 0.5  # of the merged tokens; the 256 bytes have to be there, seen or not
@@ -21,7 +22,7 @@ class Size:
     """What one size of vocabulary gives: compression of held-out text, rare tokens, cost."""
 
     vocab_size: int
-    bytes_per_token: float  # of text that the merges were not learned from
+    bytes_per_token: float  # of text that the merges were not learned from, its marks left out
     rare_share: float  # of the merged tokens: seen fewer than RARE times in the training text
     embedding_parameters: int  # of one table; input and output share it
     flops_per_byte: float  # of training: 6 for each parameter that multiplies, a token
@@ -45,7 +46,7 @@ def analyse(
         tokenizer = largest.truncated(size)
         seen = np.bincount(tokenizer.encode(training), minlength=size)
         merged = seen[256 : len(tokenizer.tokens)]
-        bytes_per_token = len(held_out.encode()) / len(tokenizer.encode(held_out))
+        bytes_per_token = len(held_out.replace(END_OF_TEXT, "").encode()) / len(tokenizer.encode(held_out))
         rows.append(
             Size(
                 vocab_size=size,

@@ -60,10 +60,10 @@ def blocks() -> Figure:
             ax.add_patch(rim)
             _text(ax, x - 1.35, top + 0.245, "+", 12, zorder=4)
     for y, what, color in (
-        (0.74, "2. position", GREEN),
-        (1.68, "1. norm", PURPLE),
-        (2.58, "2. position   4. heads", GREEN),
-        (4.98, "3. gate", ORANGE),
+        (0.74, "3. position", GREEN),
+        (1.68, "2. norm", PURPLE),
+        (2.58, "3. position   5. heads", GREEN),
+        (4.98, "4. gate", ORANGE),
     ):
         _text(ax, 4.1, y, what.replace("   ", "\n"), 9.5, color=color)
     return figure

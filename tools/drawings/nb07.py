@@ -7,7 +7,7 @@ from course.plots import BLUE, GREEN, GRID, INK, ORANGE, RED, SKY
 from drawings.shapes import arrow, box, canvas
 
 # NVIDIA, H100 Tensor Core GPU Architecture, 2022; SXM5: 132 SMs, 50 MB of L2, 80 GB at 3.35 TB/s.
-SMS, REGISTERS_KIB, SHARED_KIB, L2_MB, HBM_GB, HBM_TB_S = 132, 256, 228, 50, 80, 3.35
+SMS, REGISTERS_KIB, L1_KIB, SHARED_KIB, L2_MB, HBM_GB, HBM_TB_S = 132, 256, 256, 228, 50, 80, 3.35
 
 
 def hierarchy() -> Figure:
@@ -18,7 +18,8 @@ def hierarchy() -> Figure:
     box(ax, 1.15, 3.2, "warps of 32\nthreads", width=1.5, height=0.7, color=INK)
     box(ax, 3.1, 3.2, "tensor cores", width=1.5, height=0.7, color=INK)
     box(ax, 2.12, 2.15, f"registers: {REGISTERS_KIB} KiB", width=3.5, height=0.6, color=GREEN)
-    box(ax, 2.12, 1.05, f"shared memory and L1: {SHARED_KIB} KiB", width=3.5, height=0.6, color=BLUE)
+    l1 = f"L1: {L1_KIB} KiB, of which up\nto {SHARED_KIB} KiB are shared memory"
+    box(ax, 2.12, 1.05, l1, width=3.5, height=0.6, color=BLUE)
     arrow(ax, (1.15, 2.47), (1.15, 2.83))
     arrow(ax, (3.1, 2.47), (3.1, 2.83))
     arrow(ax, (2.12, 1.37), (2.12, 1.83))
