@@ -41,12 +41,13 @@ def analyse(
     sizes = sorted(sizes)
     largest = BPETokenizer.train([training], sizes[-1], pattern)
     blocks = 12 * n_layer * d_model**2  # attention's 4 d², the MLP's 8 d²
+    n_bytes = len(held_out.replace(END_OF_TEXT, "").encode())
     rows = []
     for size in sizes:
         tokenizer = largest.truncated(size)
         seen = np.bincount(tokenizer.encode(training), minlength=size)
         merged = seen[256 : len(tokenizer.tokens)]
-        bytes_per_token = len(held_out.replace(END_OF_TEXT, "").encode()) / len(tokenizer.encode(held_out))
+        bytes_per_token = n_bytes / len(tokenizer.encode(held_out))
         rows.append(
             Size(
                 vocab_size=size,
