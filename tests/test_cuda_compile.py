@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from kernels.cuda import nvrtc
-from kernels.cuda.module import HERE
+from kernels.cuda import norms, nvrtc
+from kernels.cuda.launch import like, likes
+from kernels.cuda.module import HERE, resources
+from kernels.cuda.rows import WIDEST, shape
 from kernels.operations import OPERATIONS
 
 pytest.importorskip("triton", reason="the GPUs' sizes stand beside Triton's compiler")
@@ -33,6 +36,18 @@ def compile_for(gpu: str) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_the_widest_norms_spill_no_registers(dtype):
+    (x,) = likes(like(torch.empty(1, WIDEST, dtype=dtype)))
+    forward, backward = shape(x, True), norms._backward_shape(x, True)
+    for how, stages in ((forward, 0), (backward, 0), (backward, 3)):
+        takes = resources("norms.cu", scalar=dtype, capability=90, **how._asdict(), STAGES=stages)
+        way = "forward" if how is forward else "backward"
+        assert {name: t.spilled for name, t in takes.items() if name.endswith(way)} == {
+            f"{norm}_{way}": 0 for norm in ("rmsnorm", "layernorm")
+        }
 
 
 @pytest.mark.compiles

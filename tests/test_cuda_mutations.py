@@ -65,8 +65,8 @@ RACES = {
 OUTSIDE = {
     "a row's tail off by one": (
         "rows.cuh",
-        "if (has(start, p, C)) pieces",
-        "if (has(start, p, C + 1)) pieces",
+        "each_piece(start, C, [&](int p) { pieces",
+        "each_piece(start, C + 1, [&](int p) { pieces",
         NARROW,
     ),
     "an array's tail read in one piece": (

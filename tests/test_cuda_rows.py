@@ -27,7 +27,7 @@ def assert_close(got, expected, dtype=torch.float32):
 # Rows
 
 
-WIDTHS = [1, 8, 31, 33, 256, 1000, 1032, 2050]
+WIDTHS = [1, 8, 31, 33, 256, 1000, 1032, 2050, 8200, 8201]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, **NAMED)
@@ -143,6 +143,22 @@ def test_weight_gradients_sum_over_any_number_of_rows(n):
             assert_close(ours, theirs)
         again = norms.layernorm_backward(dy, saved)
         assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, **NAMED)
+def test_wide_rows_where_the_next_ones_have_room_in_shared_memory(dtype, monkeypatch):
+    monkeypatch.setattr(norms, "shared_memory", lambda device: 227 * 1024)  # as on an H100
+    norms._backward_plan.cache_clear()
+    x, dy, dh = (drawn(9, 8200, seed=seed).to(dtype) for seed in range(3))
+    weight = drawn(8200, seed=3).to(dtype)
+    _, saved = norms.add_layernorm_forward(x, torch.zeros_like(x), weight, weight, 1e-5)
+    got = norms.add_layernorm_backward((dy, dh), saved)
+    exact = [z.double() for z in (x, torch.zeros_like(x), weight, weight)]
+    _, kept = reference.add_layernorm_forward(*exact, 1e-5)
+    expected = reference.add_layernorm_backward((dy.double(), dh.double()), kept)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert_close(ours, theirs, dtype)
+    norms._backward_plan.cache_clear()
 
 
 def test_rows_of_nothing():

@@ -89,10 +89,14 @@ __device__ void copy_async(Neighbours<scalar> *to, const scalar *from) {
 //
 // While a row is worked on, the next ones are on their way into shared memory, which costs no registers. A
 // thread copies its own pieces and reads only these, so it waits for no other thread's copies.
+//
+// A thread of the widest rows has no registers left beside its sums. It is CROWDED, and reads a piece again
+// where it needs it.
 template <bool CENTERED>
 __device__ void norm_backward(const scalar *dy, const scalar *dh, const scalar *x, const scalar *weight,
                               const float *stats, scalar *dx, float *parts, int64_t dy_stride,
                               int64_t dh_stride, int64_t x_stride, int rows, int C) {
+    constexpr bool CROWDED = BLOCK_ROWS == 1 && PIECES * VECTOR > 16;
     constexpr int ROOM = STAGES > 0 ? STAGES : 1;  // not 0, by which nothing can be divided
     extern __shared__ Neighbours<scalar> ahead[];  // of each stage: pieces of dy, then of x
     float dw[PIECES][VECTOR] = {}, db[PIECES][VECTOR] = {};
@@ -101,12 +105,11 @@ __device__ void norm_backward(const scalar *dy, const scalar *dh, const scalar *
         return ahead + (stage * 2 * PIECES + p) * BLOCK + threadIdx.x;
     };
     const auto ask_for = [&](int64_t row, int stage) {
-#pragma unroll
-        for (int p = 0; p < PIECES; p++)
-            if (row < rows && has(0, p, C)) {
-                copy_async(place(stage, p), dy + row * dy_stride + column_of(p));
-                copy_async(place(stage, PIECES + p), x + row * x_stride + column_of(p));
-            }
+        each_piece(0, C, [&](int p) {
+            if (row >= rows) return;
+            copy_async(place(stage, p), dy + row * dy_stride + column_of(p));
+            copy_async(place(stage, PIECES + p), x + row * x_stride + column_of(p));
+        });
         __pipeline_commit();
     };
     for (int stage = 0; stage < STAGES - 1; stage++) ask_for(first_row() + stage * row_step(), stage);
@@ -119,28 +122,33 @@ __device__ void norm_backward(const scalar *dy, const scalar *dh, const scalar *
     };
     look_up(first_row());
     Part w;
-    w.load(weight, 0, C);
+    if (!CROWDED) w.load(weight, 0, C);
     int turn = 0;
     for (int64_t row = first_row(); row < rows; row += row_step(), turn++) {
         const float r = next_r, mean = next_mean;
         look_up(row + row_step());
-        Part d, h;
-        if (STAGES == 0) {
-            d.load(dy + row * dy_stride, 0, C);
-            h.load(x + row * x_stride, 0, C);
-        } else {
+        if (STAGES > 0) {
             ask_for(row + (STAGES - 1) * row_step(), (turn + STAGES - 1) % ROOM);
             __pipeline_wait_prior(STAGES - 1);  // only copies for the rows after this one may be on their way
-#pragma unroll
-            for (int p = 0; p < PIECES; p++)
-                if (has(0, p, C))
-                    d.pieces[p] = *place(turn % ROOM, p), h.pieces[p] = *place(turn % ROOM, PIECES + p);
         }
+        Part d, h;
+        const auto fetch = [&](int p) {
+            if (STAGES > 0) {
+                d.pieces[p] = *place(turn % ROOM, p);
+                h.pieces[p] = *place(turn % ROOM, PIECES + p);
+            } else {
+                d.pieces[p] = read(dy + row * dy_stride + column_of(p));
+                h.pieces[p] = read(x + row * x_stride + column_of(p));
+            }
+            if (CROWDED) w.pieces[p] = read(weight + column_of(p));
+        };
+        if (!CROWDED) each_piece(0, C, fetch);
         const auto x_hat = [&](int p, int i) { return (h(p, i) - mean) * r; };
         const auto g = [&](int p, int i) { return w(p, i) * d(p, i); };
 
         float sums[2] = {};  // of g, and of g x^
         each(0, C, [&](int p, int i, int) {
+            if (CROWDED && i == 0) fetch(p);
             dw[p][i] += d(p, i) * x_hat(p, i);
             if (CENTERED) db[p][i] += d(p, i);
             if (CENTERED) sums[0] += g(p, i);
@@ -148,7 +156,10 @@ __device__ void norm_backward(const scalar *dy, const scalar *dh, const scalar *
         });
         sums_over_row(sums, turn);
         const float mean_g = sums[0] * one_nth, mean_gx = sums[1] * one_nth;
-        const auto dx_of = [&](int p, int i, int) { return r * (g(p, i) - mean_g - x_hat(p, i) * mean_gx); };
+        const auto dx_of = [&](int p, int i, int) {
+            if (CROWDED && i == 0) fetch(p);
+            return r * (g(p, i) - mean_g - x_hat(p, i) * mean_gx);
+        };
         if (dh == nullptr) {
             store(dx + row * C, 0, C, dx_of);
         } else {

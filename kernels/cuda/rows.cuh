@@ -53,15 +53,21 @@ __device__ void each_chunk(int C, Use use) {
     for (int start = 0; start < C; start += CHUNK) use(start);
 }
 
+// use(p) for each piece of this thread, of the chunk that begins at `start`.
+template <class Use>
+__device__ void each_piece(int start, int C, Use use) {
+#pragma unroll
+    for (int p = 0; p < PIECES; p++)
+        if (has(start, p, C)) use(p);
+}
+
 // use(p, i, column) for each number of this thread: number i of piece p of the chunk that begins at `start`.
 template <class Use>
 __device__ void each(int start, int C, Use use) {
+    each_piece(start, C, [&](int p) {
 #pragma unroll
-    for (int p = 0; p < PIECES; p++)
-        if (has(start, p, C)) {
-#pragma unroll
-            for (int i = 0; i < VECTOR; i++) use(p, i, start + column_of(p) + i);
-        }
+        for (int i = 0; i < VECTOR; i++) use(p, i, start + column_of(p) + i);
+    });
 }
 
 // This thread's numbers of a chunk, as they are in memory: of two bytes each, two fit in a register, and the
@@ -73,23 +79,19 @@ struct Part {
     __device__ float operator()(int p, int i, int = 0) const { return float(pieces[p].x[i]); }
 
     __device__ void load(const scalar *row, int start, int C) {
-#pragma unroll
-        for (int p = 0; p < PIECES; p++)
-            if (has(start, p, C)) pieces[p] = read(row + start + column_of(p));
+        each_piece(start, C, [&](int p) { pieces[p] = read(row + start + column_of(p)); });
     }
 };
 
 // value(p, i, column) to every column of this thread.
 template <class Value>
 __device__ void store(scalar *row, int start, int C, Value value) {
+    each_piece(start, C, [&](int p) {
+        Neighbours<scalar> piece;
 #pragma unroll
-    for (int p = 0; p < PIECES; p++)
-        if (has(start, p, C)) {
-            Neighbours<scalar> piece;
-#pragma unroll
-            for (int i = 0; i < VECTOR; i++) piece.x[i] = scalar(value(p, i, start + column_of(p) + i));
-            write(row + start + column_of(p), piece);
-        }
+        for (int i = 0; i < VECTOR; i++) piece.x[i] = scalar(value(p, i, start + column_of(p) + i));
+        write(row + start + column_of(p), piece);
+    });
 }
 
 // ---- One number of every thread of a row becomes one for all of them: their sum, or their maximum
