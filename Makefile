@@ -11,6 +11,8 @@ IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python
 NO_GPU := CUDA_VISIBLE_DEVICES=
 NBVAL := -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 notebooks
 TESTS := -m pytest tests --numprocesses=auto --dist=worksteal
+# Two notebooks at a time, each with its own kernel from its first cell to its last.
+BY_TWOS := --numprocesses=auto --maxprocesses=2 --dist=loadscope --no-loadscope-reorder
 
 # What a run of the tests leaves behind: `tools/record_tests.py` makes a record of it.
 REPORT := --junitxml=build/tests
@@ -21,7 +23,8 @@ OMP_NUM_THREADS ?= 2
 OMP_WAIT_POLICY ?= passive
 export OMP_NUM_THREADS OMP_WAIT_POLICY
 
-# What measures speeds would not be alone (Colab's notebooks), and what compiles for other GPUs needs none.
+# What measures speeds would not be alone (Colab's notebooks), and what compiles for other GPUs needs none. The
+# notebooks measure, too: there they run one by one.
 ON_GPU := --ignore=tests/test_colab.py -m "not colab and not browser and not compiles"
 
 .PHONY: help lab test test-gpu test-portable test-colab test-browser notebooks figures lint colab clean environment
@@ -36,7 +39,7 @@ lab: environment  ## set up if need be, and open JupyterLab on notebook 00  (LAB
 
 test: environment  ## every test that needs no GPU, then every notebook, comparing its stored outputs
 	$(NO_GPU) $(IN_VENV) $(TESTS) --maxprocesses=4 $(REPORT)/cpu/units.xml
-	$(NO_GPU) $(IN_VENV) $(NBVAL) $(REPORT)/cpu/notebooks.xml
+	$(NO_GPU) $(IN_VENV) $(NBVAL) $(BY_TWOS) $(REPORT)/cpu/notebooks.xml
 
 test-gpu: environment  ## the same on this machine's GPU, with the tests that need one
 	@$(IN_VENV) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else \
