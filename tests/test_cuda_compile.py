@@ -41,10 +41,13 @@ def compile_for(gpu: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_the_widest_norms_spill_no_registers(dtype):
     (x,) = likes(like(torch.empty(1, WIDEST, dtype=dtype)))
-    forward, backward = shape(x, True), norms._backward_shape(x, True)
-    for how, stages in ((forward, 0), (backward, 0), (backward, 3)):
+    backward = norms._backward_shape(x, True)
+    for way, how, stages in (
+        ("forward", shape(x, True), 0),
+        ("backward", backward, 0),
+        ("backward", backward, 3),
+    ):
         takes = resources("norms.cu", scalar=dtype, capability=90, **how._asdict(), STAGES=stages)
-        way = "forward" if how is forward else "backward"
         assert {name: t.spilled for name, t in takes.items() if name.endswith(way)} == {
             f"{norm}_{way}": 0 for norm in ("rmsnorm", "layernorm")
         }
