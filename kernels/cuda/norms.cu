@@ -164,8 +164,12 @@ __device__ void norm_backward(const scalar *dy, const scalar *dh, const scalar *
             store(dx + row * C, 0, C, dx_of);
         } else {
             Part more;
-            more.load(dh + row * dh_stride, 0, C);
-            store(dx + row * C, 0, C, [&](int p, int i, int c) { return dx_of(p, i, c) + more(p, i); });
+            const auto fetch_more = [&](int p) { more.pieces[p] = read(dh + row * dh_stride + column_of(p)); };
+            if (!CROWDED) each_piece(0, C, fetch_more);
+            store(dx + row * C, 0, C, [&](int p, int i, int c) {
+                if (CROWDED && i == 0) fetch_more(p);
+                return dx_of(p, i, c) + more(p, i);
+            });
         }
     }
 
