@@ -44,7 +44,7 @@ test: environment  ## every test that needs no GPU, then every notebook, compari
 test-gpu: environment  ## the same on this machine's GPU, with the tests that need one
 	@$(IN_VENV) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else \
 	  "error: torch sees no GPU here; see python -m course doctor, or run make test")'
-	$(IN_VENV) $(TESTS) --maxprocesses=8 $(ON_GPU) $(REPORT)/gpu/units.xml
+	$(IN_VENV) $(TESTS) --maxprocesses=12 $(ON_GPU) $(REPORT)/gpu/units.xml
 	$(IN_VENV) $(NBVAL) $(REPORT)/gpu/notebooks.xml
 
 test-portable: environment  ## the notebooks with each CPU instruction set of this machine, on 1, 2, 4 threads
@@ -88,6 +88,7 @@ clean:  ## remove .venv and caches; downloads in data/ and your runs/ stay
 # The stamp is written last and says where the environment stands. Without it the installation was
 # interrupted; with another folder in it the repository was moved; both begin again, as does a PYTHON
 # asked for that is not the environment's. A newer requirements.txt only updates.
+# Python compiles a module when it is imported first, and most never are: pip need not compile them all.
 environment:
 	@{ [ "$$(cat $(STAMP))" = "$(CURDIR)" ] && ours=$$(.venv/bin/python -V) \
 	    && { [ -z "$(ASKED)" ] || [ "$$ours" = "$$("$(ASKED)" -V)" ]; }; } 2> /dev/null || { \
@@ -101,7 +102,7 @@ environment:
 $(STAMP): requirements.txt
 	@rm -f $@
 	@[ -d .venv ] || "$(PYTHON)" -m venv .venv
-	@.venv/bin/python -m pip install --disable-pip-version-check \
+	@.venv/bin/python -m pip install --disable-pip-version-check --no-compile \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.txt
 	@.venv/bin/python -m pip install --disable-pip-version-check --quiet \
 	  --no-deps --no-build-isolation --editable .
