@@ -88,7 +88,6 @@ clean:  ## remove .venv and caches; downloads in data/ and your runs/ stay
 # The stamp is written last and says where the environment stands. Without it the installation was
 # interrupted; with another folder in it the repository was moved; both begin again, as does a PYTHON
 # asked for that is not the environment's. A newer requirements.txt only updates.
-# Python compiles a module when it is imported first, and most never are: pip need not compile them all.
 environment:
 	@{ [ "$$(cat $(STAMP))" = "$(CURDIR)" ] && ours=$$(.venv/bin/python -V) \
 	    && { [ -z "$(ASKED)" ] || [ "$$ours" = "$$("$(ASKED)" -V)" ]; }; } 2> /dev/null || { \
@@ -99,6 +98,7 @@ environment:
 	  rm -rf .venv; }
 	@$(MAKE) --silent --no-print-directory $(STAMP)
 
+# Python compiles a module when it is imported first, and most never are: pip need not compile them all.
 $(STAMP): requirements.txt
 	@rm -f $@
 	@[ -d .venv ] || "$(PYTHON)" -m venv .venv

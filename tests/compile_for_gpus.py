@@ -55,12 +55,8 @@ CASES = [
 
 
 def dtypes(gpu: str) -> list[torch.dtype]:
-    """What models are trained in there (a T4 has no bfloat16), and float32 where it differs most.
-
-    The tiles of float32 are the same from an A100 on, and an L4 has the least shared memory for them.
-    """
-    half = torch.float16 if gpu == "T4" else torch.bfloat16
-    return [half, torch.float32] if gpu in ("T4", "L4", "H100") else [half]
+    """What models are trained in there: a T4 has no bfloat16."""
+    return [torch.float16 if gpu == "T4" else torch.bfloat16, torch.float32]
 
 
 def main(gpu: str) -> None:
