@@ -44,7 +44,7 @@ test: environment  ## every test that needs no GPU, then every notebook, compari
 test-gpu: environment  ## the same on this machine's GPU, with the tests that need one
 	@$(IN_VENV) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else \
 	  "error: torch sees no GPU here; see python -m course doctor, or run make test")'
-	$(IN_VENV) $(TESTS) --maxprocesses=12 $(ON_GPU) $(REPORT)/gpu/units.xml
+	$(IN_VENV) $(TESTS) --maxprocesses=8 $(ON_GPU) $(REPORT)/gpu/units.xml
 	$(IN_VENV) $(NBVAL) $(REPORT)/gpu/notebooks.xml
 
 test-portable: environment  ## the notebooks with each CPU instruction set of this machine, on 1, 2, 4 threads
