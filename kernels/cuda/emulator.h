@@ -3,13 +3,16 @@
 // The emulator puts this file before a kernel's source. Each thread of a block is a fiber (a stack of its
 // own, see emulator_runtime.cpp); whatever threads do together, barriers and shuffles, is a call of the
 // runtime.
-#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <type_traits>
 #include <utility>
+
+// C++17's Bessel functions and the like, of which CUDA has none: g++ reads them longer than a small kernel.
+#undef _GLIBCXX_USE_STD_SPEC_FUNCS
+#include <math.h>
 
 #define __global__ \
     __attribute__((noinline))  // so that its accesses are watched, and those of its caller are not
