@@ -1,14 +1,18 @@
 """Compile what every operation of the triton engine would launch on a GPU that is not here.
 
 `python tests/compile_for_gpus.py T4` prints one JSON line a launch: operation, kernel, the shared memory it
-asks for, and how many loads from global memory its PTX has. It is a program of its own, because a process
-that interprets Triton's kernels cannot compile them.
+asks for, what a thread keeps in memory for want of registers, and how many loads from global memory its PTX
+has. It is a program of its own, because a process that interprets Triton's kernels cannot compile them.
 """
 
 import json
+import re
+import subprocess
 import sys
+import tempfile
 
 import torch
+import triton
 from operation_cases import IGNORED, Case, Ids, outputs
 
 import kernels
@@ -82,10 +86,21 @@ def main(gpu: str) -> None:
                             "kernel": name,
                             "machine_code": len(kernel.asm["cubin"]),
                             "shared": kernel.metadata.shared,
+                            "stack": stack(kernel.asm["cubin"]),
                             "loads": kernel.asm["ptx"].count("ld.global"),
                         }
                     )
                 )
+
+
+def stack(machine_code: bytes) -> int:
+    """The bytes of memory for each thread's own variables."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(machine_code)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return int(re.search(r"STACK:(\d+)", said)[1])
 
 
 def shapes_only(case: Case, dtype: torch.dtype) -> tuple:

@@ -185,7 +185,7 @@ def test_tensors_on_the_cpu_without_the_interpreter_are_refused():
 @pytest.mark.compiles
 @pytest.mark.parametrize("gpu", GPUS)
 def test_every_kernel_compiles_for_every_gpu(gpu):
-    """Exactly what the operations would launch there, within the shared memory that there is."""
+    """Exactly what the operations would launch there, within its shared memory and registers."""
     finished = run_without_interpreter("tests/compile_for_gpus.py", gpu)
     assert finished.returncode == 0, finished.stderr
     launches = [json.loads(line) for line in finished.stdout.splitlines()]
@@ -194,5 +194,6 @@ def test_every_kernel_compiles_for_every_gpu(gpu):
     for launch in launches:
         assert launch["machine_code"] > 0
         assert launch["shared"] <= GPUS[gpu].shared, launch
+        assert launch["stack"] <= 1024, "a tile that is far too large for the registers"
         if launch["what"] == "rmsnorm-wide bfloat16" and launch["kernel"] == "_norm_forward":
             assert launch["loads"] == 4, "a row must be loaded once: two loads of x and two of the weight"

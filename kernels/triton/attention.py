@@ -60,6 +60,8 @@ TILES = {
 
 # A B200 is given those of an H100, but for one that its products ask too much shared memory for.
 TILES["B200"] = TILES["H100"] | {DKV: TILES["H100"][DKV] | {256: (32, 64, 8, 2, None)}}
+# In float32 an A100's compiler has not enough registers for an H100's scores.
+TILES["A100, float32"] = TILES["float32"] | {FORWARD: TILES["float32"][FORWARD] | {64: (64, 32, 4, 2, None)}}
 # And four tiles of float32, 256 wide, leave none of a T4's shared memory to exchange numbers among warps.
 TILES["T4, float32"] = TILES["T4"] | {
     DKV: {64: (32, 32, 8, 1, None), 128: (16, 16, 8, 1, None), 256: (16, 16, 2, 1, None)}
@@ -72,7 +74,7 @@ def _table(here: Gpu, dtype: torch.dtype) -> str:
     if here.capability < 80:
         return "T4, float32" if dtype == torch.float32 else "T4"
     if dtype == torch.float32:
-        return "float32"
+        return "A100, float32" if here.capability < COPY_ENGINE else "float32"
     return "A100" if here.capability < COPY_ENGINE else "H100" if here.capability < 100 else "B200"
 
 
