@@ -94,9 +94,7 @@ def main(name: str) -> None:
         major=gpu.capability // 10,
         minor=gpu.capability % 10,
     )
-    half, single = dtypes(name)
-    # The sources are the same for all: float32 on the oldest and on the course's own is enough.
-    for dtype in (half, single) if name in ("T4", "H100") else (half,):
+    for dtype in dtypes(name):
         for case in [*CASES, None]:
             with FakeTensorMode():
                 if case is None:

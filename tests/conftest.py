@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 
@@ -9,10 +11,13 @@ torch.set_num_threads(1)
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests evenly among the others: each of the processes that share them gets some, and none
-    has one left at the end."""
+    """Each of the processes that share the tests begins with some of the longest, and ends with short ones.
+
+    pytest-xdist gives each an equal part of the list, and who is done takes half of what another has left.
+    """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     longest = [item for item in items if item.get_closest_marker("compiles")]
-    items[:] = [item for item in items if item not in longest]
-    apart = len(items) // max(len(longest), 1) + 1
-    for i, item in enumerate(sorted(longest, key=lambda item: item.callspec.id)):
-        items.insert(i * apart, item)
+    others = [item for item in items if item not in longest]
+    bounds = [len(others) * i // processes for i in range(processes + 1)]
+    parts = [longest[i::processes] + others[bounds[i] : bounds[i + 1]] for i in range(processes)]
+    items[:] = [item for part in parts for item in part]
