@@ -11,8 +11,9 @@ IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python
 NO_GPU := CUDA_VISIBLE_DEVICES=
 NBVAL := -m pytest --nbval --nbval-current-env --nbval-cell-timeout=300 notebooks
 TESTS := -m pytest tests --numprocesses=auto --dist=worksteal
-# Two notebooks at a time, each with its own kernel from its first cell to its last.
-BY_TWOS := --numprocesses=auto --maxprocesses=2 --dist=loadscope --no-loadscope-reorder
+# As many notebooks at a time as there are cores, up to four, each with one thread, and with its own kernel
+# from its first cell to its last.
+BESIDE := --numprocesses=auto --maxprocesses=4 --dist=loadscope --no-loadscope-reorder
 
 # What a run of the tests leaves behind: `tools/record_tests.py` makes a record of it.
 REPORT := --junitxml=build/tests
@@ -39,7 +40,7 @@ lab: environment  ## set up if need be, and open JupyterLab on notebook 00  (LAB
 
 test: environment  ## every test that needs no GPU, then every notebook, comparing its stored outputs
 	$(NO_GPU) $(IN_VENV) $(TESTS) --maxprocesses=4 $(REPORT)/cpu/units.xml
-	$(NO_GPU) $(IN_VENV) $(NBVAL) $(BY_TWOS) $(REPORT)/cpu/notebooks.xml
+	$(NO_GPU) OMP_NUM_THREADS=1 $(IN_VENV) $(NBVAL) $(BESIDE) $(REPORT)/cpu/notebooks.xml
 
 test-gpu: environment  ## the same on this machine's GPU, with the tests that need one
 	@$(IN_VENV) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else \

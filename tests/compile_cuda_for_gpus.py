@@ -94,8 +94,8 @@ def main(name: str) -> None:
         major=gpu.capability // 10,
         minor=gpu.capability % 10,
     )
-    for dtype in dtypes(name):
-        for case in [*CASES, None]:
+    for case in [*CASES, None]:
+        for dtype in dtypes(name, case):
             with FakeTensorMode():
                 if case is None:
                     adamw(dtype)

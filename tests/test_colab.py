@@ -29,7 +29,7 @@ from nbclient.exceptions import CellExecutionError
 from tools import notebooks
 
 ADDRESS = "ada/course"  # as bad a name as there is: the package is called course, too
-FEW = ("00", "07", "12")  # of each kind one: PyTorch, Triton, CUDA C++
+FEW = ("00", "08", "12")  # of each kind one: PyTorch, Triton, CUDA C++
 
 # Of what the course needs, what Colab preinstalls (googlecolab/backend-info, pip-freeze.gpu.txt, June 2026,
 # where torch is 2.11.0+cu128, triton 3.6.0, cuda-core 0.3.2, ipywidgets 7.7.1); what these need comes along.

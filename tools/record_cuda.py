@@ -68,6 +68,7 @@ def step_on(engine: str, config: ModelConfig, batch: tuple, graph: bool) -> Call
     if not graph:
         return lambda: update.step(model.loss_and_gradients(*batch)[1])
     aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         model.loss_and_gradients(*batch)
     torch.cuda.current_stream().wait_stream(aside)

@@ -132,7 +132,7 @@ def ladder() -> str:
     largest = {row["dtype"]: row["size"] for row in sorted(record["rows"], key=lambda row: row["size"])}
     table = (
         f"The matmul ladder in CUDA C++ (notebook 13), {record['machine']}:\n\n"
-        "| rung | product | TFLOP/s | of cuBLAS |\n|---|---|---|---|\n"
+        "| rung | product | TFLOP/s | of cuBLAS, in turns with it |\n|---|---|---|---|\n"
     )
     for row in record["rows"]:
         if row["size"] == largest[row["dtype"]]:

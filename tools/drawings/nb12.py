@@ -35,7 +35,7 @@ def grid() -> Figure:
             ax.plot([start, left + side * (width - 0.03)], [upper - 0.02, lower + 0.02], color=GRID, lw=1)
     for y, words in (
         (2.85, "gridDim.x = 4"),
-        (1.75, "blockDim.x = 256 threads"),
+        (1.75, "blockDim.x = 256"),
         (0.65, "32 threads, an instruction together"),
     ):
         ax.text(left, y - 0.16, words, fontsize=8.5, va="center", color=INK)
@@ -266,7 +266,7 @@ def emulator() -> Figure:
     for k, (title, words, color) in enumerate((
         ("whose is the address?", "argument, shared array,\nor nobody: out of bounds", RED),
         ("was it written?", "shared memory starts\nwithout values", ORANGE),
-        ("who else was there?", "another since the last barrier,\nand one wrote: a race", PURPLE),
+        ("who else was there?", "another since the barrier,\nand one wrote: a race", PURPLE),
         ("do all come?", "some wait at a barrier,\nsome have returned", BLUE),
     )):  # fmt: skip
         box(ax, 1.1 + 2.13 * k, 0.62, f"{title}\n{words}", width=2.03, height=0.86, color=color, size=7.8)
