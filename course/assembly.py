@@ -62,10 +62,15 @@ def sass(source: str | Path, *, capability: int = 90, **options) -> str:
         reader = shutil.which("cuobjdump", path=str(Path(triton.origin).parent / "backends/nvidia/bin"))
     if reader is None:
         raise RuntimeError("There is no cuobjdump here; Triton's package has one: pip install triton.")
+    return dump(code, "-sass", reader)
+
+
+def dump(code: bytes, option: str, reader: str) -> str:
+    """What the cuobjdump at `reader` says of machine code. Raises `RuntimeError` if it cannot read it."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(code)
-        done = subprocess.run([reader, "-sass", file], capture_output=True, text=True)
+        done = subprocess.run([reader, option, file], capture_output=True, text=True)
     if done.returncode:  # it may be older than the compiler
         raise RuntimeError(f"cuobjdump cannot read this code: {(done.stderr or done.stdout).strip()}")
     return done.stdout

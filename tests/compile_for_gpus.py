@@ -7,15 +7,14 @@ has. It is a program of its own, because a process that interprets Triton's kern
 
 import json
 import re
-import subprocess
 import sys
-import tempfile
 
 import torch
 import triton
 from operation_cases import IGNORED, Case, Ids, outputs
 
 import kernels
+from course import assembly
 from kernels.triton.ahead import GPUS, compiling
 
 # In float32 these take the shared memory of causal attention at the same width.
@@ -62,7 +61,7 @@ CASES = [
 ]
 
 
-def dtypes(gpu: str, case: Case | None = None) -> list[torch.dtype]:
+def dtypes(gpu: str, case: Case | None) -> list[torch.dtype]:
     """What models are trained in there: a T4 has no bfloat16. And float32, for which the compiler takes long,
     on one GPU of each table of tiles, as an A100 has an L4's, a B200 an H100's; the variants on an H100."""
     half = torch.float16 if gpu == "T4" else torch.bfloat16
@@ -96,12 +95,8 @@ def main(gpu: str) -> None:
 
 def stack(machine_code: bytes) -> int:
     """The bytes of memory for each thread's own variables."""
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(machine_code)
-        file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return int(re.search(r"STACK:(\d+)", said)[1])
+    used = assembly.dump(machine_code, "--dump-resource-usage", triton.knobs.nvidia.cuobjdump.path)
+    return int(re.search(r"STACK:(\d+)", used)[1])
 
 
 def shapes_only(case: Case, dtype: torch.dtype) -> tuple:

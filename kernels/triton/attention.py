@@ -23,9 +23,9 @@ COPY_ENGINE = 90  # compute capability (times ten) from which tensor descriptors
 LARGE = 512 * 512  # scores a head from which the gain of descriptors covers the time to make them
 
 # (BLOCK_M, BLOCK_N, num_warps, num_stages, maxnreg) by the width of a head that they go up to. Those of
-# the H100 are the fastest of a sweep on one, as `tools/tune_attention.py` makes it; up to 64 wide, one tile
-# serves 1,024 and 4,096 tokens, and takes up to 4 % more than the fastest of each. The others have been
-# compiled, not timed: they fit the shared memory and, most of them, the registers (A100 is an L4's too).
+# the H100 in 16 bits are the fastest of a sweep on one, as `tools/tune_attention.py` makes it; up to 64 wide,
+# one tile serves 1,024 and 4,096 tokens, and takes up to 4 % more than the fastest of each. The others have
+# been compiled, not timed: they fit the shared memory and, most of them, the registers (A100 is an L4's too).
 FORWARD, DQ, DKV = "forward", "dq", "dkv"
 TILES = {
     "H100": {
@@ -47,7 +47,7 @@ TILES = {
         DQ: {64: (64, 64, 4, 3, None), 128: (64, 32, 4, 2, None), 256: (32, 32, 4, 2, None)},
         DKV: {64: (32, 64, 4, 3, None), 128: (32, 64, 4, 2, None), 256: (16, 64, 8, 2, None)},
     },
-    "float32": {
+    "H100, float32": {
         FORWARD: {64: (64, 64, 4, 2, None), 128: (32, 32, 8, 1, None), 256: (16, 16, 4, 1, None)},
         DQ: {64: (32, 32, 4, 1, None), 128: (32, 32, 8, 1, None), 256: (16, 16, 4, 1, None)},
         DKV: {64: (32, 32, 4, 1, None), 128: (32, 32, 8, 1, None), 256: (16, 16, 4, 1, None)},
@@ -60,8 +60,11 @@ TILES = {
 
 # A B200 is given those of an H100, but for one that its products ask too much shared memory for.
 TILES["B200"] = TILES["H100"] | {DKV: TILES["H100"][DKV] | {256: (32, 64, 8, 2, None)}}
-# In float32 an A100's compiler has not enough registers for an H100's scores.
-TILES["A100, float32"] = TILES["float32"] | {FORWARD: TILES["float32"][FORWARD] | {64: (64, 32, 4, 2, None)}}
+TILES["B200, float32"] = TILES["H100, float32"]
+# On an A100 the compiler has not enough registers for one of them.
+TILES["A100, float32"] = TILES["H100, float32"] | {
+    FORWARD: TILES["H100, float32"][FORWARD] | {64: (64, 32, 4, 2, None)}
+}
 # And four tiles of float32, 256 wide, leave none of a T4's shared memory to exchange numbers among warps.
 TILES["T4, float32"] = TILES["T4"] | {
     DKV: {64: (32, 32, 8, 1, None), 128: (16, 16, 8, 1, None), 256: (16, 16, 2, 1, None)}
@@ -71,11 +74,11 @@ TILES["T4, float32"] = TILES["T4"] | {
 def _table(here: Gpu, dtype: torch.dtype) -> str:
     if INTERPRETED:
         return "interpreter"
-    if here.capability < 80:
-        return "T4, float32" if dtype == torch.float32 else "T4"
-    if dtype == torch.float32:
-        return "A100, float32" if here.capability < COPY_ENGINE else "float32"
-    return "A100" if here.capability < COPY_ENGINE else "H100" if here.capability < 100 else "B200"
+    if here.capability < COPY_ENGINE:
+        name = "T4" if here.capability < 80 else "A100"
+    else:
+        name = "H100" if here.capability < 100 else "B200"
+    return f"{name}, float32" if dtype == torch.float32 else name
 
 
 def _tiles(kernel: str, here: Gpu, dtype: torch.dtype, D: int) -> tuple:
