@@ -172,10 +172,14 @@ def assert_equals_float64_reference(engine: str, case: Case, inputs: tuple, dtyp
     got, expected = run_pair(engine, case, inputs), run_pair("reference", case, exact)
     for kind, ours, theirs in zip(("output", "gradient"), got, expected, strict=True):
         for a, b in zip(ours, theirs, strict=True):
-            assert (a is None) == (b is None)
-            assert a is None or (a.shape == b.shape and torch.isfinite(a).all())
+            assert (a is None) == (b is None), f"{kind}: {a} where the reference has {b}"
+            if a is None:
+                continue
+            assert a.shape == b.shape, f"{kind}: of shape {tuple(a.shape)}, not {tuple(b.shape)}"
             # a loss may be more precise than what it is the loss of
-            assert a is None or a.dtype == dtype or (a.dim() == 0 and a.dtype == torch.float32)
+            precise = a.dim() == 0 and a.dtype == torch.float32
+            assert a.dtype == dtype or precise, f"{kind}: of {a.dtype}, not {dtype}"
+            assert torch.isfinite(a).all(), f"{kind}: not everything is finite"
         if kind == "gradient" and case.large and dtype.itemsize == 2:
             continue  # rounding to two bytes moves a saturated softmax more than its gradient is large
         errors = relative_errors(ours, theirs, together=case.large)
