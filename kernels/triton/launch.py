@@ -79,6 +79,11 @@ def _gpu(device: torch.device) -> Gpu:
     return Gpu(capability, properties.multi_processor_count, properties.shared_memory_per_block_optin)
 
 
+def on_tensor_cores(x: Tensor) -> bool:
+    """Whether products of x run there: those of float32 are exact instead, and Triton does not use a T4's."""
+    return x.dtype != torch.float32 and gpu(x).capability >= 80
+
+
 _compiled: dict[tuple, tuple] = {}
 _KIND = ~0x7FFFFFF0  # of an integer: its four lowest bits, and those beyond 32-bit numbers
 

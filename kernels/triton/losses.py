@@ -36,6 +36,7 @@ from kernels.triton.launch import (
     gpu,
     launch,
     matrix,
+    on_tensor_cores,
     padded,
     part,
     power_of_2,
@@ -301,10 +302,9 @@ def _scale_kernel(
 
 def _config(x: Tensor) -> dict:
     """Tiles of the logits and programs a processor, by dtype and GPU; measured on an H100, the others fit."""
-    capability = gpu(x).capability
-    if x.dtype == torch.float32 or capability < 80:  # no tensor cores: products are exact, or the GPU is a T4
+    if not on_tensor_cores(x):
         return dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, per_processor=4, num_warps=4, num_stages=2)
-    if capability == 90:
+    if gpu(x).capability == 90:
         return dict(BLOCK_M=128, BLOCK_N=256, BLOCK_K=64, per_processor=1, num_warps=8, num_stages=4)
     return dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=32, per_processor=2, num_warps=4, num_stages=3)
 

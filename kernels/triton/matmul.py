@@ -13,7 +13,7 @@ from torch import Tensor
 from kernels.checks import check_width
 from kernels.triton.arithmetic import corner, dot
 from kernels.triton.elementwise import bias_gradient, sum_middle
-from kernels.triton.launch import cdiv, check, gpu, launch, matrix
+from kernels.triton.launch import cdiv, check, gpu, launch, matrix, on_tensor_cores
 
 
 @triton.jit
@@ -62,7 +62,7 @@ def _matmul(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 def _config(a: Tensor, M: int, N: int, K: int) -> tuple[dict, int]:
     """Tiles by dtype, GPU and size, and in how many parts K is summed: enough that every processor works."""
     capability, processors, _ = gpu(a)
-    if a.dtype == torch.float32 or capability < 80:  # no tensor cores: products are exact, or the GPU is a T4
+    if not on_tensor_cores(a):
         config = dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=16, num_warps=4, num_stages=2)
     elif min(M, N) <= 64:
         config = dict(BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, num_warps=4, num_stages=2)
