@@ -1,11 +1,8 @@
 """Every kernel of the cuda engine as machine code for every GPU, on a machine that has none of them."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
+import another_python
 import pytest
 import torch
 
@@ -23,19 +20,7 @@ try:
 except RuntimeError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
-ROOT = Path(__file__).parents[1]
 OURS = {name for name, operation in OPERATIONS.items() if "cuda" in operation.engines}
-
-
-def compile_for(gpu: str) -> subprocess.CompletedProcess:
-    env = {name: value for name, value in os.environ.items() if name != "COURSE_EMULATE_CUDA"}
-    return subprocess.run(
-        [sys.executable, "tests/compile_cuda_for_gpus.py", gpu],
-        cwd=ROOT,
-        env={**env, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -57,7 +42,7 @@ def test_the_widest_norms_spill_no_registers(dtype):
 @pytest.mark.parametrize("gpu", GPUS)
 def test_every_launch_compiles_and_fits(gpu):
     """Exactly what the operations would launch there, within the memory and registers that there are."""
-    finished = compile_for(gpu)
+    finished = another_python.run("tests/compile_cuda_for_gpus.py", gpu)
     assert finished.returncode == 0, finished.stderr[-3000:]
     launches = [json.loads(line) for line in finished.stdout.splitlines()]
     assert {launch["what"].split("-")[0].split()[0] for launch in launches} == OURS | {"adamw"}

@@ -2,11 +2,8 @@
 kernel compiled for every GPU that the course is taken on."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
+import another_python
 import numpy as np
 import pytest
 import torch
@@ -159,22 +156,13 @@ def test_kernels_run_where_the_tensors_are():
     torch.testing.assert_close(y, reference.rmsnorm_forward(x, weight, 1e-5)[0])
 
 
-def run_without_interpreter(*arguments: str) -> subprocess.CompletedProcess:
-    tests = Path(__file__).parent
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join((str(tests.parent), str(tests)))
-    return subprocess.run(
-        [sys.executable, *arguments], env=environment, cwd=tests.parent, capture_output=True, text=True
-    )
-
-
 def test_tensors_on_the_cpu_without_the_interpreter_are_refused():
     program = (
         "import torch, kernels\n"
         "try: kernels.engine('triton').rmsnorm_forward(torch.ones(2, 8), torch.ones(8), 1e-5)\n"
         "except RuntimeError as error: print(error)"
     )
-    finished = run_without_interpreter("-c", program)
+    finished = another_python.run("-c", program)
     assert "rmsnorm: Triton's kernels run on a GPU" in finished.stdout, finished.stderr
     assert "TRITON_INTERPRET=1" in finished.stdout
 
@@ -186,7 +174,7 @@ def test_tensors_on_the_cpu_without_the_interpreter_are_refused():
 @pytest.mark.parametrize("gpu", GPUS)
 def test_every_kernel_compiles_for_every_gpu(gpu):
     """Exactly what the operations would launch there, within its shared memory and registers."""
-    finished = run_without_interpreter("tests/compile_for_gpus.py", gpu)
+    finished = another_python.run("tests/compile_for_gpus.py", gpu)
     assert finished.returncode == 0, finished.stderr
     launches = [json.loads(line) for line in finished.stdout.splitlines()]
     fused = {operation.name for operation in FUSED} - {"linear_onto"}  # the library's product alone
