@@ -31,6 +31,7 @@ SUMMARIES = {
 
 def main(argv: list[str] | None = None) -> int:
     try:
+        _prepare_streams()
         arguments = _parse(sys.argv[1:] if argv is None else argv)
         return arguments.run(arguments)
     except ModuleNotFoundError as missing:
@@ -45,6 +46,16 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
+
+
+def _prepare_streams() -> None:
+    """What a terminal cannot show becomes a question mark, what is no text U+FFFD, and neither an error. A
+    closed input is an empty one, and a closed output shows nothing."""
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115, both stay open until the process ends
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    for file in (sys.stdin, sys.stdout):
+        if hasattr(file, "reconfigure"):  # a notebook's and a test's have no encoding
+            file.reconfigure(errors="replace")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

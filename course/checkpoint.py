@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +32,22 @@ def save(path: str | Path, config: ModelConfig, weights: dict, tokenizer: Tokeni
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        _write(weights, temporary, header)
+        with in_words(path):
+            _write(weights, temporary, header)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def in_words(path: Path) -> Iterator[None]:
+    """Where a disk is full, safetensors raises an error of its own: make it the `OSError` of other files."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(
+            f"{path} was not written ({error}): make space there, or choose another folder."
+        ) from error
 
 
 def load(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray], Tokenizer | None]:
@@ -61,7 +75,10 @@ def load(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray], Tokenize
     except (TypeError, ValueError) as error:
         raise ValueError(f"The config in {path} is of no model that this course knows ({error}).") from error
     config.check_weights(weights)
-    return config, weights, _tokenizer(header, path)
+    try:
+        return config, weights, _tokenizer(header, path)
+    except (TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"The tokenizer in {path} is damaged ({error}): save the model anew.") from error
 
 
 def _tokenizer(header: dict[str, str], path: Path) -> Tokenizer | None:

@@ -48,6 +48,9 @@ class ModelConfig:
                 raise ValueError(
                     f"{name} = {getattr(self, name)!r} is unknown: choose one of {', '.join(choices)}."
                 )
+        for name in ("norm_eps", "rope_theta"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: expected a number above 0.")
         if self.d_model % self.n_head:
             raise ValueError(
                 f"n_head = {self.n_head} does not divide d_model = {self.d_model}: choose a width that "

@@ -14,11 +14,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -46,6 +48,19 @@ class RunFolder:
         self.recipe, self.log = self.path / "recipe.yaml", self.path / "log.jsonl"
         self.checkpoints = self.path / "checkpoints"
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within it no other process trains in this folder. Raises `RuntimeError` where one does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise RuntimeError(
+                f"Another process is training in {self.path}: wait for its end, stop it, or choose another "
+                "folder."
+            ) from None
+
     def save(self, snapshot: Snapshot, *, best: bool, keep: int) -> Path:
         """Write a checkpoint, let `latest` (and `best`) name it, and remove all older ones but the last
         `keep` and the best."""
@@ -55,18 +70,18 @@ class RunFolder:
         try:
             weights = temporary / "weights.safetensors"
             checkpoint.save(weights, snapshot.config, snapshot.weights, snapshot.tokenizer)
-            save_file(_on_cpu(snapshot.optimizer | _random_state()), temporary / "optimizer.safetensors")
+            memory = temporary / "optimizer.safetensors"
+            with checkpoint.in_words(memory):
+                save_file(_on_cpu(snapshot.optimizer | _random_state()), memory)
             checksums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
-            state = {"step": snapshot.step, **snapshot.state, "sha256": checksums}
+            state = {"step": snapshot.step, "best": best, **snapshot.state, "sha256": checksums}
             (temporary / "state.json").write_text(json.dumps(state, indent=1))
             if final.exists():  # a damaged one, which the run was resumed without
                 shutil.rmtree(final)
             os.replace(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        self._point("latest", final.name)
-        if best:
-            self._point("best", final.name)
+        self._name(final.name, best)
         self._rotate(keep)
         return final
 
@@ -75,14 +90,20 @@ class RunFolder:
 
         PyTorch's random generators are set to where they were.
         """
-        for leftover in self.checkpoints.glob("part_*"):  # of a process that was killed as it wrote
-            shutil.rmtree(leftover)
-        damaged = []
-        for folder in self._newest_first():
-            try:
-                return _read(folder), damaged
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
-                damaged.append(f"The checkpoint {folder.name} is damaged ({error}): trying the one before.")
+        with self.locked():
+            for leftover in self.checkpoints.glob("part_*"):  # of a process that was killed as it wrote
+                shutil.rmtree(leftover)
+            damaged = []
+            for folder in self._newest_first():
+                try:
+                    snapshot, best = _read(folder)
+                except (OSError, ValueError, KeyError, SafetensorError) as error:
+                    damaged.append(
+                        f"The checkpoint {folder.name} is damaged ({error}): trying the one before."
+                    )
+                    continue
+                self._name(folder.name, best)  # a kill may have come before its writer did
+                return snapshot, damaged
         return None, damaged
 
     def find(self, which: str = "best") -> Path:
@@ -98,10 +119,12 @@ class RunFolder:
     def _newest_first(self) -> Iterator[Path]:
         return iter(sorted(self.checkpoints.glob("step_*"), reverse=True))
 
-    def _point(self, name: str, to: str) -> None:
-        temporary = self.path / f".{name}.{os.getpid()}"
-        temporary.write_text(to + "\n")
-        os.replace(temporary, self.path / name)
+    def _name(self, checkpoint: str, best: bool) -> None:
+        """Let `latest` name a checkpoint, and `best`, if it is."""
+        for pointer in ("latest", "best") if best else ("latest",):
+            temporary = self.path / f".{pointer}.{os.getpid()}"
+            temporary.write_text(checkpoint + "\n")
+            os.replace(temporary, self.path / pointer)
 
     def _rotate(self, keep: int) -> None:
         best = self.path / "best"
@@ -124,7 +147,8 @@ def load(path: str | Path, which: str = "best") -> tuple[ModelConfig, dict[str, 
     return config, weights, tokenizer
 
 
-def _read(folder: Path) -> Snapshot:
+def _read(folder: Path) -> tuple[Snapshot, bool]:
+    """-> what it holds, and whether it was the best when it was written."""
     state = json.loads((folder / "state.json").read_text())
     for name, checksum in state.pop("sha256").items():
         if _sha256(folder / name) != checksum:
@@ -132,7 +156,8 @@ def _read(folder: Path) -> Snapshot:
     config, weights, tokenizer = checkpoint.load(folder / "weights.safetensors")
     tensors = load_file(folder / "optimizer.safetensors")
     _set_random_state(tensors)
-    return Snapshot(state.pop("step"), config, weights, tokenizer, tensors, state)
+    best = state.pop("best", False)
+    return Snapshot(state.pop("step"), config, weights, tokenizer, tensors, state), best
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,6 +13,21 @@ def check_width(operation: str, x, width: int) -> None:
         )
 
 
+def check_bias(operation: str, weight, bias, name: str = "weight") -> None:
+    """weight `(C_out, C_in)`, called `name`, needs a bias `(C_out)`, or None."""
+    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+        raise ValueError(
+            f"{operation}: {name} {tuple(weight.shape)} needs a bias of shape ({weight.shape[0]},), "
+            f"got {tuple(bias.shape)}."
+        )
+
+
+def check_linear(x, weight, bias) -> None:
+    """x `(..., C_in)` needs weight `(C_out, C_in)` and, where there is one, a bias `(C_out)`."""
+    check_width("linear", x, weight.shape[1])
+    check_bias("linear", weight, bias)
+
+
 def check_mlp(x, up, up_bias, down, down_bias, operation: str = "gelu_mlp", wide: int = 1) -> None:
     """x `(..., C)` needs up `(F, C)`, down `(C_out, F)` and, where there are biases, `(F)` and `(C_out)`.
 
@@ -25,12 +40,8 @@ def check_mlp(x, up, up_bias, down, down_bias, operation: str = "gelu_mlp", wide
             f"{operation}: up {tuple(up.shape)} makes {up.shape[0]} features and down {tuple(down.shape)} "
             f"reads {down.shape[1]}; {relation}."
         )
-    for name, bias, weight in (("up", up_bias, up), ("down", down_bias, down)):
-        if bias is not None and tuple(bias.shape) != (weight.shape[0],):
-            raise ValueError(
-                f"{operation}: {name} {tuple(weight.shape)} needs a bias of shape ({weight.shape[0]},), "
-                f"got {tuple(bias.shape)}."
-            )
+    check_bias(operation, up, up_bias, "up")
+    check_bias(operation, down, down_bias, "down")
 
 
 def check_rope(x, cos, sin) -> None:
@@ -46,7 +57,8 @@ def check_rope(x, cos, sin) -> None:
 
 
 def check_attention(q, k, v, sink, causal: bool, window: int | None) -> None:
-    """q `(B, T, H, D)`, k and v `(B, S, H_kv, D)`, sink `(H)`, H a multiple of H_kv, T <= S if causal."""
+    """q `(B, T, H, D)`, k and v `(B, S, H_kv, D)`, sink `(H)`, H a multiple of H_kv, T <= S if causal,
+    S > 0 without a sink."""
     if len(q.shape) != 4 or len(k.shape) != 4:
         raise ValueError(
             "attention: expected q (B, T, H, D) and k, v (B, S, H_kv, D), "
@@ -64,6 +76,8 @@ def check_attention(q, k, v, sink, causal: bool, window: int | None) -> None:
             f"attention: {H} query heads cannot share {H_kv} key-value heads evenly; "
             "choose n_kv_head so that it divides n_head."
         )
+    if S == 0 and sink is None:
+        raise ValueError("attention: a softmax over no keys; give at least one key, or a sink.")
     if causal and T > S:
         raise ValueError(
             f"attention: causal attention needs at least as many keys as queries, got T = {T} "

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from kernels.checks import check_attention, check_classes, check_mlp, check_rope, check_width
+from kernels.checks import check_attention, check_classes, check_linear, check_mlp, check_rope, check_width
 
 CHUNK = 1024  # rows of logits that `linear_cross_entropy` holds at a time
 
@@ -51,7 +51,7 @@ def embedding_backward(dy: Tensor, saved: tuple) -> Tensor:
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None):
     """y = x Wᵀ + b. x `(..., C_in)`, weight `(C_out, C_in)`, bias `(C_out)` -> y `(..., C_out)`."""
-    check_width("linear", x, weight.shape[1])
+    check_linear(x, weight, bias)
     y = x @ weight.T
     if bias is not None:
         y = y + bias

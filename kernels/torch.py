@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import reference
-from kernels.checks import check_attention, check_classes, check_mlp, check_rope, check_width
+from kernels.checks import check_attention, check_classes, check_linear, check_mlp, check_rope, check_width
 from kernels.reference import (  # noqa: F401, PyTorch has nothing better for these pairs
     add_backward,
     add_forward,
@@ -43,12 +43,12 @@ def embedding_backward(dy: Tensor, saved: tuple) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    check_width("linear", x, weight.shape[1])
+    check_linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
 def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None):
-    check_width("linear", x, weight.shape[1])
+    check_linear(x, weight, bias)
     return F.linear(x, weight, bias), (x, weight, bias is not None)
 
 
@@ -250,7 +250,7 @@ def attention(
 
 def _fused_kernel(q: Tensor, k: Tensor, causal: bool, window) -> str | None:
     """Which of ATen's attention kernels can do this case; None leaves it to the reference."""
-    if window is not None or (causal and q.shape[1] != k.shape[1]):
+    if window is not None or (causal and q.shape[1] != k.shape[1]) or k.shape[1] == 0:
         return None
     if q.device.type == "cpu":
         return "cpu"

@@ -313,6 +313,25 @@ def test_a_prompt_from_a_pipe(alphabet):
     assert (run.returncode, run.stdout, run.stderr) == (0, b"abcdefghij\n", b"")
 
 
+def test_closed_input_is_empty_and_closed_output_shows_nothing(alphabet):
+    command = f"exec '{sys.executable}' -m course"
+    for closed, printed in (
+        (f"generate '{alphabet}' --prompt - --tokens 1 <&-", None),
+        (f"generate '{alphabet}' --prompt ab --greedy >&-", b""),
+        (f"chat '{alphabet}' <&-", None),
+    ):
+        run = subprocess.run(["sh", "-c", f"{command} {closed}"], capture_output=True)
+        assert (run.returncode, run.stderr) == (0, b"") and printed in (None, run.stdout)
+
+
+def test_a_terminal_without_the_letters_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    text, tokenizer = tmp_path / "text.txt", tmp_path / "übung.json"
+    text.write_text("abcdefghij")
+    run = run_course("tokenize", "train", str(text), "--vocab-size", "260", "--output", str(tokenizer))
+    assert run.returncode == 0 and b"?bung.json" in run.stdout and tokenizer.is_file(), run.stderr
+
+
 def test_a_reader_that_has_had_enough_is_no_error():
     command = [sys.executable, "-m", "course", "generate", "--tokens", "10000"]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -197,6 +197,15 @@ def test_dtypes_are_not_mixed(engine):
         kernels.engine(engine).rmsnorm_forward(x, weight, 1e-5)
 
 
+@pytest.mark.parametrize("operation", ["embedding", "cross_entropy", "linear_cross_entropy"])
+def test_fractions_are_no_ids_and_no_targets(engine, operation):
+    ids = torch.tensor([0.5, 1.7], device=DEVICE)
+    x, table = drawn(2, 8), drawn(4, 8)
+    inputs = {"embedding": (ids, table), "cross_entropy": (x, ids), "linear_cross_entropy": (x, table, ids)}
+    with pytest.raises(TypeError, match=rf"{operation}: (ids|targets) must be integers, not torch\.float32"):
+        kernels.pair(engine, operation)[0](*inputs[operation])
+
+
 # On a GPU
 
 

@@ -242,6 +242,8 @@ def ones(*shape):
     ("operation", "inputs", "words"),
     [
         ("linear", (ones(2, 3), ones(4, 5)), "last dimension is 3 and the weight's is 5"),
+        ("linear", (ones(2, 5), ones(4, 5), ones(3)), r"needs a bias of shape \(4,\), got \(3,\)"),
+        ("linear", (ones(2, 5), ones(4, 5), ones(1)), r"needs a bias of shape \(4,\), got \(1,\)"),
         ("gelu_mlp", (ones(2, 3), ones(4, 5), None, ones(3, 4), None), "last dimension is 3"),
         ("gelu_mlp", (ones(2, 3), ones(4, 3), None, ones(3, 5), None), "makes 4 features .* reads 5"),
         (
@@ -255,6 +257,7 @@ def ones(*shape):
         ("rope", (ones(1, 2, 1, 4), ones(3, 2), ones(3, 2)), r"tables must have shape \(2, 2\)"),
         ("attention", (ones(1, 2, 3, 4), ones(1, 2, 2, 4), ones(1, 2, 2, 4)), "3 query heads"),
         ("attention", (ones(1, 3, 1, 4), ones(1, 2, 1, 4), ones(1, 2, 1, 4)), "at least as many keys"),
+        ("attention", (*[ones(1, 2, 1, 4)[:, :0]] * 3,), "a softmax over no keys"),
         ("attention", (ones(1, 2, 1, 4), ones(1, 2, 1, 5), ones(1, 2, 1, 5)), "do not agree"),
         ("attention", (ones(2, 1, 4), ones(2, 1, 4), ones(2, 1, 4)), r"expected q \(B, T, H, D\)"),
         ("attention", (*[ones(1, 2, 1, 4)] * 3, None, True, 0), "window = 0"),
@@ -271,3 +274,13 @@ def test_shapes_that_do_not_fit_are_refused_in_words(engine, operation, inputs, 
         forward(*inputs)
     with pytest.raises(ValueError, match=words):
         getattr(bind(engine), operation)(*inputs)
+
+
+@pytest.mark.parametrize("engine", ["reference", "torch"])
+def test_attention_over_nothing_but_a_sink_is_0(engine):
+    q, k, sink = ones(1, 2, 1, 16), ones(1, 0, 1, 16), ones(1)
+    forward, backward = kernels.pair(engine, "attention")
+    y, saved = forward(q, k, k, sink, False, None, None)
+    assert torch.equal(y, torch.zeros_like(q))
+    for gradient, x in zip(backward(torch.ones_like(y), saved), (q, k, k, sink), strict=True):
+        assert torch.equal(gradient, torch.zeros_like(x))

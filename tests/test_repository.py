@@ -117,4 +117,5 @@ def test_requirements_are_pinned_and_cover_the_package_and_colab():
     assert needed <= {re.match(r"[\w-]+", line)[0] for line in pins}
     (on_colab,) = re.findall(r"pip install --quiet ((?:.*\\\n)*.*)", notebooks.setup_cell(""))
     of_colab = {"torch", "triton", "cuda-core"} | of_torch  # they fit its GPU
+    of_colab |= {"filelock"}  # torch needs it, too
     assert set(on_colab.replace("\\", "").split()) == needed - of_colab

@@ -329,6 +329,8 @@ def test_the_analysis_of_sizes_without_merges_and_models_without_width():
     assert row.rare_share == 0
     with pytest.raises(ValueError, match="d_model = 0: expected"):
         analyse(TEXT, TEXT, [270], d_model=0, n_layer=2)
+    with pytest.raises(ValueError, match="There is no text to measure compression on"):
+        analyse("", "", [257], d_model=64, n_layer=2)
 
 
 def test_the_command_line_trains_encodes_and_analyses(tmp_path, capsys):

@@ -4,8 +4,10 @@ import dataclasses
 import functools
 import importlib
 import json
+import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from course import checkpoint, data, device, run_folder, runlog
 from course.data import Batches
 from course.model import Transformer
 from course.tokenizer import BPETokenizer
-from course.training import Recipe, Trainer, corpus
+from course.training import Recipe, Trainer, corpus, perplexity
 from course.training.listeners import Progress, WeightsAndBiases
 from course.training.recipe import presets
 from course.training.step import Step
@@ -115,6 +118,11 @@ def _flat(tree, prefix=""):
         ({"vocab_size": 300}, "vocab_size is for tokenizer = bpe"),
         ({"schedule.decay": 1.5}, "schedule.decay = 1.5: it should be less than or equal to 1"),
         ({"model.n_layer": None}, "model.n_layer = None: it should be a valid integer"),
+        ({"optimizer.betas": [1, 0.9]}, "optimizer.betas.0 = 1: it should be less than 1"),
+        ({"optimizer.momentum": 1}, "optimizer.momentum = 1: it should be less than 1"),
+        ({"optimizer.lr": "inf"}, "optimizer.lr = 'inf': it should be a finite number"),
+        ({"model.norm_eps": -1}, "norm_eps = -1.0: expected a number above 0"),
+        ({"model.rope_theta": 0}, "rope_theta = 0.0: expected a number above 0"),
     ],
 )
 def test_a_recipe_refuses_what_makes_no_sense(fields, message):
@@ -440,8 +448,6 @@ def _last_step(log: Path) -> int:
 @pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
 def test_a_damaged_latest_falls_back_to_the_one_before_and_says_so(finished, tmp_path, file, damage):
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     path = folder / "checkpoints/step_00000012" / file
@@ -462,8 +468,6 @@ def test_a_damaged_latest_falls_back_to_the_one_before_and_says_so(finished, tmp
 
 
 def test_with_no_whole_checkpoint_left_it_begins_anew_and_says_so(finished, tmp_path):
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     for path in folder.glob("checkpoints/*/state.json"):
@@ -472,8 +476,12 @@ def test_with_no_whole_checkpoint_left_it_begins_anew_and_says_so(finished, tmp_
     assert trainer.done == 0 and len(trainer.notes) == 2
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
-    full = OSError(28, "No space left on device")
+@pytest.mark.parametrize(
+    "full",
+    [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")],
+    ids=["the system's error", "safetensors' own"],
+)
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch, full):
     trainer = Trainer(recipe(), tmp_path / "run")
     real, calls = run_folder.save_file, iter([True, False])
 
@@ -508,8 +516,6 @@ def test_ctrl_c_ends_the_run_after_the_step_with_a_checkpoint(finished, tmp_path
 
 
 def test_a_run_can_be_made_longer(finished, tmp_path):
-    import shutil
-
     shutil.copytree(finished, tmp_path / "run")
     trainer = Trainer.resume(tmp_path / "run", {"steps": 15})
     trainer.run()
@@ -535,11 +541,74 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_refused(finished):
         Trainer.resume(finished, {"optimizer.name": "muon"})
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.n_head": 1}, "weights are of another model: n_head was 2, and the recipe now says 1"),
+        ({"model.rope_theta": 7}, "rope_theta was 10000.0, and the recipe now says 7.0"),
+        (
+            {"tokenizer": "bpe", "vocab_size": 300},
+            "tokenizer was 'char', and a run .* keeps its tokenizer",
+        ),
+    ],
+)
+def test_what_weights_of_the_same_shapes_were_trained_for_cannot_change(finished, changes, message):
+    before = (finished / "recipe.yaml").read_text()
+    with pytest.raises(ValueError, match=message):
+        Trainer.resume(finished, changes)
+    assert (finished / "recipe.yaml").read_text() == before
+
+
+def test_two_processes_do_not_train_in_one_folder(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    waiting = Trainer.resume(tmp_path / "run", {"steps": 15})
+    before = (tmp_path / "run/log.jsonl").read_bytes()
+    hold = "import sys; from course.run_folder import RunFolder\n"
+    hold += "with RunFolder(sys.argv[1]).locked(): print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, tmp_path / "run"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        other.stdout.readline()
+        for begin in (lambda: Trainer.resume(tmp_path / "run", {"steps": 15}), waiting.run):
+            with pytest.raises(RuntimeError, match="Another process is training in"):
+                begin()
+        assert (tmp_path / "run/log.jsonl").read_bytes() == before
+        other.kill()  # no lock outlives its process
+    waiting.run()
+    assert waiting.done == 15
+
+
+def test_a_kill_between_a_checkpoint_and_its_names(tmp_path, monkeypatch):
+    def kill(*_):
+        raise Killed
+
+    trainer = Trainer(recipe(evaluate_every=4), tmp_path / "run")
+    monkeypatch.setattr(run_folder.RunFolder, "_name", kill)
+    with pytest.raises(Killed):
+        trainer.run()
+    monkeypatch.undo()
+    with pytest.raises(FileNotFoundError, match="has no best checkpoint"):
+        run_folder.load(tmp_path / "run")
+    assert Trainer.resume(tmp_path / "run").done == 4
+    for which in ("best", "latest"):
+        assert run_folder.RunFolder(tmp_path / "run").find(which).parent.name == "step_00000004"
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_step(tmp_path):
     trainer = Trainer(recipe(optimizer__lr=1e30, schedule__warmup=0, optimizer__clip=None), tmp_path / "run")
     with pytest.raises(FloatingPointError, match=r"^Step \d+: the "):
         trainer.run()
     assert json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), 1e3])
+def test_a_loss_without_a_perplexity_is_an_error(loss):
+    with pytest.raises(FloatingPointError, match=f"held-out text is {loss}"):
+        perplexity(loss)
+    assert perplexity(math.log(7)) == pytest.approx(7)
 
 
 def test_what_cannot_work_is_said_before_anything_is_written(tmp_path):
@@ -747,6 +816,12 @@ def test_a_recipe_can_be_shown_and_used_as_a_file(tmp_path, capsys):
         (["train", "--recipe", "nowhere.yaml"], 1, "nowhere.yaml"),
         (["train", "--resume", "nowhere"], 1, "error: nowhere holds no run"),
         (["evaluate", "nowhere"], 1, "error: There is no checkpoint at nowhere"),
+        (
+            ["evaluate", checkpoint.SHIPPED, "--batch-size", 0],
+            1,
+            "error: --batch-size 0: expected a whole number",
+        ),
+        (["evaluate", checkpoint.SHIPPED, "--tokens", -5], 1, "error: --tokens -5: expected a whole number"),
     ],
 )
 def test_bad_commands_get_one_line(words, status, said, capsys):

@@ -59,7 +59,7 @@ VARIANTS: dict[str, dict] = {
     "classic": {"norm": "layer", "position": "learned", "mlp": "gelu", "bias": True},
 }
 EVALUATE_EVERY = 125
-RATES = (4e-3, 1.6e-2)  # also tried, with seed 0, on the first and the last variant
+RATES = (4e-3, 1.6e-2, 3.2e-2)  # also tried, with seed 0, on the first and the last variant
 LONGER = 4  # times the trained length, for the loss by position
 POSITIONS = 8  # of them share one number in the record
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from course import inference
-from course.cli.generate import add_model, add_settings, any_character, show
+from course.cli.generate import add_model, add_settings, show
 
 HELP = """\
   temp 0.7     how daring: 0 is the likeliest token, 1 the model's own odds
@@ -132,7 +132,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    any_character(sys.stdin, sys.stdout)
     settings = Settings(
         arguments.temperature, arguments.top_k, arguments.top_p, arguments.tokens, arguments.seed
     )

@@ -2,11 +2,10 @@
 
 import argparse
 import json
-import math
 from pathlib import Path
 
 from course import data, inference, run_folder
-from course.training import Recipe, evaluate
+from course.training import Recipe, evaluate, perplexity
 from course.training.corpus import bits_per_byte
 
 
@@ -20,6 +19,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    for name in ("tokens", "batch_size"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: expected a whole number of at least 1.")
     model, tokenizer = inference.open_model(arguments.model, arguments.which)
     recipe = run_folder.RunFolder(arguments.model).recipe
     name = arguments.data or (Recipe.load(recipe).data if recipe.is_file() else "tales")
@@ -30,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
         "data": name,
         "tokens": len(tokens),
         "loss": loss,
-        "perplexity": math.exp(loss),
+        "perplexity": perplexity(loss),
         "bits_per_byte": bits_per_byte(loss, file),
     }
     if arguments.json:

@@ -60,7 +60,6 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    any_character(sys.stdout)
     settings = dict(
         n_tokens=arguments.tokens,
         temperature=0.0 if arguments.greedy else arguments.temperature,
@@ -71,18 +70,11 @@ def run(arguments: argparse.Namespace) -> int:
     inference.check_settings(**settings)
     prompt = arguments.prompt
     if prompt == "-":
-        any_character(sys.stdin)
         prompt = sys.stdin.read().removesuffix("\n")
     model, tokenizer = inference.open_model(arguments.model, arguments.which)
     pieces = inference.stream(model, tokenizer, prompt, **settings, stop=arguments.stop)
     show(chain([prompt], pieces))
     return 0
-
-
-def any_character(*files) -> None:
-    """What a terminal cannot show becomes a question mark, what is no text U+FFFD, and neither an error."""
-    for file in files:
-        file.reconfigure(errors="replace")
 
 
 def show(pieces: Iterable[str]) -> None:

@@ -38,6 +38,8 @@ def analyse(
     for name, value in (("d_model", d_model), ("n_layer", n_layer)):
         if value < 1:
             raise ValueError(f"{name} = {value}: expected a whole number of at least 1.")
+    if not held_out:
+        raise ValueError("There is no text to measure compression on: expected at least one character.")
     sizes = sorted(sizes)
     largest = BPETokenizer.train([training], sizes[-1], pattern)
     blocks = 12 * n_layer * d_model**2  # attention's 4 d², the MLP's 8 d²

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,6 +34,16 @@ def evaluate(model, tokens: np.ndarray, batch_size: int = 64) -> float:
             total += model.loss(ids, targets).item() * targets.numel()
             count += targets.numel()
     return total / count
+
+
+def perplexity(loss: float) -> float:
+    """e to the loss. Raises `FloatingPointError` where that is no number: of a model that is broken."""
+    if not loss < math.log(sys.float_info.max):
+        raise FloatingPointError(
+            f"The loss on held-out text is {loss}: the training of this model broke down. A lower learning "
+            "rate or gradient clipping usually cures it."
+        )
+    return math.exp(loss)
 
 
 def token_losses(model, tokens: np.ndarray, batch_size: int = 16) -> np.ndarray:

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import (
@@ -24,7 +24,8 @@ from course.data.atomic import replacing
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
 
-record = dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+record = dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 def about(text: str, default):
@@ -37,11 +38,11 @@ class Optimizer:
     name: Literal["adamw", "muon"] = about("muon: for the hidden matrices, and AdamW for the rest", "adamw")
     lr: PositiveFloat = about("learning rate at its peak", 3e-3)
     adam_lr: PositiveFloat = about("with muon, that of AdamW", 3e-3)
-    betas: tuple[NonNegativeFloat, NonNegativeFloat] = about("AdamW's two memories", (0.9, 0.99))
+    betas: tuple[Share, Share] = about("AdamW's two memories", (0.9, 0.99))
     eps: PositiveFloat = about("AdamW's", 1e-8)
     weight_decay: NonNegativeFloat = about("of matrices", 0.1)
     adam_weight_decay: NonNegativeFloat = about("with muon, that of AdamW's matrices", 0.0)
-    momentum: NonNegativeFloat = about("of muon", 0.95)
+    momentum: Share = about("of muon", 0.95)
     clip: PositiveFloat | None = about("the gradients' joint norm at most; null: any", 1.0)
 
 

@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 
 from course import device, flops, inference, runlog
+from course.config import ModelConfig
 from course.data import Batches
 from course.model import Transformer
 from course.run_folder import RunFolder, Snapshot
 from course.training import corpus
 from course.training.interrupt import Interrupt
-from course.training.loop import check_finite, evaluate
+from course.training.loop import check_finite, evaluate, perplexity
 from course.training.recipe import Recipe
 from course.training.step import Done, Step
 
@@ -58,6 +59,8 @@ class Trainer:
         self.corpus.tokenizer.encode(recipe.sample.prompt)  # better now than at the first sample
         self.validation = self.corpus.validation.tokens[: recipe.evaluation_tokens]
         self.config = recipe.model_of(self.corpus.tokenizer.vocab_size)
+        if snapshot and snapshot.config != self.config:
+            raise ValueError(_other_model(snapshot.config, self.config))
         weights = snapshot and snapshot.weights
         self.model = Transformer(
             self.config, recipe.engine, weights=weights, seed=recipe.seed, device=device.DEVICE
@@ -87,20 +90,31 @@ class Trainer:
         path = RunFolder(folder).recipe
         if not path.is_file():
             raise FileNotFoundError(f"{folder} holds no run that could go on: it has no recipe.yaml.")
-        return cls(Recipe.load(path).changed(changes or {}), folder, resume=True, listeners=listeners)
+        was = Recipe.load(path)
+        recipe = was.changed(changes or {})
+        for name in ("tokenizer", "vocab_size", "tokenizer_bytes"):
+            if getattr(recipe, name) != getattr(was, name):
+                raise ValueError(
+                    f"{name} was {getattr(was, name)!r}, and a run that goes on keeps its tokenizer: leave "
+                    "it as it is, or begin a new run."
+                )
+        return cls(recipe, folder, resume=True, listeners=listeners)
 
     def run(self) -> float | None:
         """Train until the recipe's last step. -> the validation loss then, or None if nothing was left to do
 
         A Ctrl-C, or SIGTERM, ends the run after the step and a checkpoint, with `KeyboardInterrupt`. Raises
         `FloatingPointError`, with the step and the tensor's name, when a loss or a gradient is not finite,
-        and `RuntimeError` that says what to do when compiling fails or the GPU's memory is full.
+        and `RuntimeError` that says what to do when compiling fails, the GPU's memory is full, or another
+        process trains in the folder.
         """
         recipe, loss = self.recipe, None
-        self.folder.path.mkdir(parents=True, exist_ok=True)
-        recipe.save(self.folder.recipe)
-        runlog.rewind(self.folder.log, self.done)
-        with runlog.RunLog(self.folder.log) as log, Interrupt() as interrupt, self._memory_full_in_words():
+        with (
+            self.folder.locked(),
+            self._open_log() as log,
+            Interrupt() as interrupt,
+            self._memory_full_in_words(),
+        ):
             self.listeners.insert(0, log.write)
             self._start()
             while self.done < recipe.steps:
@@ -119,6 +133,12 @@ class Trainer:
                 if interrupt.wanted:
                     raise KeyboardInterrupt(f"Step {self.done} has a checkpoint, from which a run can go on.")
         return loss
+
+    def _open_log(self) -> runlog.RunLog:
+        """The log up to the step where this begins; and beside it the recipe, as it is now."""
+        self.recipe.save(self.folder.recipe)
+        runlog.rewind(self.folder.log, self.done)
+        return runlog.RunLog(self.folder.log)
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self.done % every == 0 or self.done == self.recipe.steps)
@@ -184,10 +204,8 @@ class Trainer:
         with self._clock_stopped(), self.update.autocast():
             size = self.recipe.batch_size // self.recipe.accumulation
             loss = evaluate(self.update.computing, self.validation, size)
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"Step {self.done}: the validation loss is {loss}.")
             bits = corpus.bits_per_byte(loss, self.corpus.validation)
-            self._tell("evaluation", loss=loss, perplexity=math.exp(loss), bits_per_byte=bits)
+            self._tell("evaluation", loss=loss, perplexity=perplexity(loss), bits_per_byte=bits)
         return loss
 
     def _sample(self) -> None:
@@ -227,3 +245,11 @@ class Trainer:
                 f"The GPU's memory is full ({error}): compute each batch in smaller pieces, with "
                 f"--accumulation {pieces}, which gives the same result, or choose a smaller model."
             ) from error
+
+
+def _other_model(was: ModelConfig, now: ModelConfig) -> str:
+    name = next(n for n, value in vars(was).items() if value != getattr(now, n))
+    return (
+        f"These weights are of another model: {name} was {getattr(was, name)!r}, and the recipe now says "
+        f"{getattr(now, name)!r}. Go on without that change, or begin a new run."
+    )

@@ -185,8 +185,6 @@ def _reach(causal: bool, window: int | None, T: int, S: int) -> tuple[int, int]:
 def _check(q, k, v, sink, causal: bool, window: int | None) -> None:
     check_attention(q, k, v, sink, causal, window)
     check("attention", q, k, v, sink)
-    if k.shape[1] == 0 and sink is None:
-        raise ValueError("attention: a softmax over no keys; give at least one key, or a sink.")
 
 
 def _sink_gradient(sink: Tensor | None, lse: Tensor, delta: Tensor, dsink: Tensor | None) -> None:

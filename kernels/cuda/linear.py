@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kernels.checks import check_width
+from kernels.checks import check_linear
 from kernels.cuda.launch import cdiv, check, like, likes, module, nothing, without_data
 from kernels.cuda.matmul import Product, choose, part_of, whole
 from kernels.cuda.rows import aligned, row_stride, rows
@@ -73,12 +73,8 @@ def _forward_plan(x: tuple, weight: tuple, bias: tuple | None, aligned: bool) ->
     """-> what launches the kernel on x, weight, bias, y and h."""
     x, weight, bias = likes(x, weight, bias)
     C_out, C_in = weight.shape
-    check_width("linear", x, C_in)
+    check_linear(x, weight, bias)
     check("linear", x, weight, bias)
-    if bias is not None and tuple(bias.shape) != (C_out,):
-        raise ValueError(
-            f"linear: weight {tuple(weight.shape)} needs a bias of shape ({C_out},), got {tuple(bias.shape)}."
-        )
     n_rows, strides = math.prod(x.shape[:-1]), (row_stride(x), row_stride(weight))
     if n_rows * C_out == 0:
         return nothing

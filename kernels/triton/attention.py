@@ -181,8 +181,6 @@ def _plan_forward(
     (B, T, H, D), (S, H_kv) = q.shape, k.shape[1:3]
     if D > WIDEST_HEAD:
         raise ValueError(f"attention: heads of width {D}; the triton engine has kernels up to {WIDEST_HEAD}.")
-    if S == 0 and sink is None:
-        raise ValueError("attention: a softmax over no keys; give at least one key, or a sink.")
     here, T_padded = gpu(q), 4 * cdiv(T, 4)
     BLOCK_M, BLOCK_N, *options = _tiles(FORWARD, here, q.dtype, D)
     descriptors = aligned and _by_copy_engine(here, T, S, q, k, v)

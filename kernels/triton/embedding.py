@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.triton.arithmetic import dot
 from kernels.triton.elementwise import sum_middle
-from kernels.triton.launch import cdiv, check, gpu, launch, matrix, power_of_2
+from kernels.triton.launch import cdiv, check, check_integers, gpu, launch, matrix, power_of_2
 
 PIECE = 32  # sorted tokens that are summed together where they have one id
 # Tokens times rows of the table up to which the matrix product is taken, by bytes of a number:
@@ -112,8 +112,7 @@ def embedding_forward(ids: Tensor, weight: Tensor):
     other dtypes, `ValueError` for devices that differ.
     """
     check("embedding", weight, ids)
-    if ids.is_floating_point():
-        raise TypeError(f"embedding: ids must be integers, not {ids.dtype}.")
+    check_integers("embedding", "ids", ids)
     (V, C), weight = weight.shape, matrix(weight)
     y = torch.empty((*ids.shape, C), dtype=weight.dtype, device=weight.device)
     BLOCK_C = power_of_2(C, 256)

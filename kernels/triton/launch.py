@@ -57,6 +57,12 @@ def check(operation: str, *tensors: Tensor | None) -> None:
         )
 
 
+def check_integers(operation: str, name: str, ids: Tensor) -> None:
+    """Ids and targets are integers. (A bool would be read as one bit.)"""
+    if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
+        raise TypeError(f"{operation}: {name} must be integers, not {ids.dtype}.")
+
+
 def check_gradient(operation: str, dy: Tensor, y: Tensor) -> None:
     """A gradient has the shape of what it is the gradient of: a kernel would read past its end."""
     if dy.shape != y.shape:

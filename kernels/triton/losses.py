@@ -31,6 +31,7 @@ from kernels.triton.arithmetic import LOG2_E, dot, halves
 from kernels.triton.launch import (
     cdiv,
     check,
+    check_integers,
     empty,
     for_tma,
     gpu,
@@ -119,6 +120,7 @@ def cross_entropy_forward(logits: Tensor, targets: Tensor, ignore_index: int = -
     """
     check_classes(logits, targets)
     check("cross_entropy", logits, targets)
+    check_integers("cross_entropy", "targets", targets)
     V, N = logits.shape[-1], targets.numel()
     (flat, _, stride), labels = rows(logits), targets.contiguous()
     lse, losses = _numbers(logits, N), _numbers(logits, N)
@@ -356,6 +358,7 @@ def _loss(x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, dx=None
             f"linear_cross_entropy: x {tuple(x.shape)} needs targets of shape {tuple(x.shape[:-1])}, "
             f"got {tuple(targets.shape)}."
         )
+    check_integers("linear_cross_entropy", "targets", targets)
     (V, C), N = weight.shape, targets.numel()
     x, weight, labels = for_tma(matrix(x)), for_tma(matrix(weight)), targets.reshape(-1).contiguous()
     numbers = _numbers(x, 5, N)  # of each row: picked, losses, lse, reference, scale

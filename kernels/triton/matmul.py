@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.checks import check_width
+from kernels.checks import check_linear
 from kernels.triton.arithmetic import corner, dot
 from kernels.triton.elementwise import bias_gradient, sum_middle
 from kernels.triton.launch import cdiv, check, gpu, launch, matrix, on_tensor_cores
@@ -79,9 +79,9 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor | None = None):
     """y = x Wᵀ + b. x `(..., C_in)`, weight `(C_out, C_in)`, bias `(C_out)` -> y `(..., C_out)`.
 
     float32 (exact products), bfloat16 or float16, all of one dtype, summed in float32. Raises `ValueError`
-    for widths or devices that differ, `TypeError` for dtypes.
+    for shapes or devices that do not fit, `TypeError` for dtypes.
     """
-    check_width("linear", x, weight.shape[1])
+    check_linear(x, weight, bias)
     check("linear", x, weight, bias)
     bias_values = None if bias is None else bias.contiguous()
     y = _matmul(matrix(x), weight.t(), bias_values).view(*x.shape[:-1], weight.shape[0])
