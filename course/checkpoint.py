@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save_file
 
+from course.atomic import replacing
 from course.config import ModelConfig
 from course.tokenizer import BPETokenizer, CharTokenizer
 
@@ -28,26 +30,20 @@ def save(path: str | Path, config: ModelConfig, weights: dict, tokenizer: Tokeni
         header["alphabet"] = json.dumps(tokenizer.tokens[1:])
     elif tokenizer is not None:
         header["tokenizer"] = json.dumps(tokenizer.to_dict())
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with in_words(path):
-            _write(weights, temporary, header)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(Path(path)) as temporary, system_errors():
+        _write(weights, temporary, header)
 
 
 @contextmanager
-def in_words(path: Path) -> Iterator[None]:
-    """Where a disk is full, safetensors raises an error of its own: make it the `OSError` of other files."""
+def system_errors() -> Iterator[None]:
+    """safetensors raises the system's errors, a full disk say, as its own: make each an `OSError` again."""
     try:
         yield
     except SafetensorError as error:
-        raise OSError(
-            f"{path} was not written ({error}): make space there, or choose another folder."
-        ) from error
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def load(path: str | Path) -> tuple[ModelConfig, dict[str, np.ndarray], Tokenizer | None]:

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from course import checkpoint
+from course.atomic import disk_full_in_words, replacing
 from course.checkpoint import Tokenizer
 from course.config import ModelConfig
 
@@ -66,21 +67,22 @@ class RunFolder:
         `keep` and the best."""
         final = self.checkpoints / f"step_{snapshot.step:08d}"
         temporary = self.checkpoints / f"part_{os.getpid()}_{snapshot.step}"
-        temporary.mkdir(parents=True)
-        try:
-            weights = temporary / "weights.safetensors"
-            checkpoint.save(weights, snapshot.config, snapshot.weights, snapshot.tokenizer)
-            memory = temporary / "optimizer.safetensors"
-            with checkpoint.in_words(memory):
-                save_file(_on_cpu(snapshot.optimizer | _random_state()), memory)
-            checksums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
-            state = {"step": snapshot.step, "best": best, **snapshot.state, "sha256": checksums}
-            (temporary / "state.json").write_text(json.dumps(state, indent=1))
-            if final.exists():  # a damaged one, which the run was resumed without
-                shutil.rmtree(final)
-            os.replace(temporary, final)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with disk_full_in_words(final):
+            temporary.mkdir(parents=True)
+            try:
+                weights = temporary / "weights.safetensors"
+                checkpoint.save(weights, snapshot.config, snapshot.weights, snapshot.tokenizer)
+                memory = _on_cpu(snapshot.optimizer | _random_state())
+                with checkpoint.system_errors():
+                    save_file(memory, temporary / "optimizer.safetensors")
+                checksums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+                state = {"step": snapshot.step, "best": best, **snapshot.state, "sha256": checksums}
+                (temporary / "state.json").write_text(json.dumps(state, indent=1))
+                if final.exists():  # a damaged one, which the run was resumed without
+                    shutil.rmtree(final)
+                os.replace(temporary, final)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
         self._name(final.name, best)
         self._rotate(keep)
         return final
@@ -122,9 +124,8 @@ class RunFolder:
     def _name(self, checkpoint: str, best: bool) -> None:
         """Let `latest` name a checkpoint, and `best`, if it is."""
         for pointer in ("latest", "best") if best else ("latest",):
-            temporary = self.path / f".{pointer}.{os.getpid()}"
-            temporary.write_text(checkpoint + "\n")
-            os.replace(temporary, self.path / pointer)
+            with replacing(self.path / pointer) as temporary:
+                temporary.write_text(checkpoint + "\n")
 
     def _rotate(self, keep: int) -> None:
         best = self.path / "best"

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import IO
 
-from course.data.atomic import replacing
+from course.atomic import replacing
 
 
 class RunLog:

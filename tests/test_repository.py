@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What `course` is made of, ground first. A module imports from its own floor and those below.
 FLOORS = (
-    ("config", "device"),
+    ("config", "device", "atomic"),
     ("data", "tokenizer", "yardsticks", "optim", "initial", "manual", "model"),
     ("training", "inference", "runlog", "run_folder", "flops", "checkpoint", "distributed", "profiling"),
     ("plots", "live", "widgets", "assembly", "skipping", "interruption"),

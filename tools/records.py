@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from course.data.atomic import replacing
+from course.atomic import replacing
 from course.training import History
 
 

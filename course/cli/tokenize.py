@@ -10,6 +10,7 @@ from numpy.lib import format as npy
 from rich.console import Console
 from rich.table import Table
 
+from course.atomic import replacing
 from course.tokenizer import BPETokenizer
 from course.tokenizer.analysis import MAX_RARE_SHARE, RARE, analyse, recommend
 from course.tokenizer.pretokens import PATTERNS
@@ -111,19 +112,14 @@ def _encode(arguments: argparse.Namespace) -> int:
 
 def _store(arrays: Iterator[np.ndarray], path: Path) -> int:
     """Write the ids as one NumPy array, as they come; its length is filled in at the end."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     count = 0
-    try:
-        with temporary.open("wb") as file:
-            _write_header(file, 0)
-            for ids in arrays:
-                file.write(ids.astype("<u4").tobytes())
-                count += len(ids)
-            file.seek(0)
-            _write_header(file, count)  # of the same length: NumPy leaves room for the number to grow
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        _write_header(file, 0)
+        for ids in arrays:
+            file.write(ids.astype("<u4").tobytes())
+            count += len(ids)
+        file.seek(0)
+        _write_header(file, count)  # of the same length: NumPy leaves room for the number to grow
     return count
 
 

@@ -4,8 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
+from course.atomic import disk_full_in_words, replacing
 from course.data import registry, texts
-from course.data.atomic import disk_full_in_words, replacing
 from course.data.registry import File
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from course.data.atomic import replacing
+from course.atomic import replacing
 from course.data.batches import check_tokens
 from course.tokenizer.pretokens import batches
 

@@ -3,7 +3,6 @@
 import hashlib
 import heapq
 import json
-import os
 from collections.abc import Collection, Iterable, Iterator
 from functools import cached_property
 from itertools import chain, pairwise
@@ -13,6 +12,7 @@ from typing import Literal
 import numpy as np
 import regex
 
+from course.atomic import replacing
 from course.tokenizer.bpe_training import count_pretokens, learn
 from course.tokenizer.characters import END_OF_TEXT
 from course.tokenizer.pretokens import (
@@ -383,11 +383,5 @@ class BPETokenizer:
 
 
 def _write(path: str | Path, content: dict) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(Path(path)) as temporary:
         temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -19,8 +19,8 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
+from course.atomic import replacing
 from course.config import ModelConfig
-from course.data.atomic import replacing
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
 

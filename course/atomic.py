@@ -23,6 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def disk_full_in_words(path: Path) -> Iterator[None]:
+    """The system's error when nothing fits on the disk of `path` any more says what to do."""
     try:
         yield
     except OSError as error:
@@ -30,5 +31,5 @@ def disk_full_in_words(path: Path) -> Iterator[None]:
             raise
         raise OSError(
             f"The disk is full, so that {path.name} was not written: free some space on the disk of "
-            f"{path.parent} and start again, or choose a folder on a larger disk with --folder."
+            f"{path.parent} and start again, or choose a folder on a larger disk."
         ) from error
