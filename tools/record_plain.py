@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from course import data, device
 from course.config import ModelConfig, preset
 from course.tokenizer import CharTokenizer
+from course.training import evaluate
 
 EVERY = 250  # steps between two measurements of the held-out text
 
@@ -29,7 +30,7 @@ class Plain(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        C = config.d_model
+        self.config, C = config, config.d_model
         layer = nn.TransformerEncoderLayer(
             C, config.n_head, config.d_ff, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
@@ -43,7 +44,11 @@ class Plain(nn.Module):
             if weight.dim() == 2:
                 nn.init.normal_(weight, std=0.02 / (2 * config.n_layer) ** (0.5 * ends_a_branch(name)))
 
-    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return dict(self.named_parameters())
+
+    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """ids and targets (B, T) -> the mean loss."""
         T = ids.shape[1]
         mask = nn.Transformer.generate_square_subsequent_mask(T, device=ids.device)
@@ -54,15 +59,6 @@ class Plain(nn.Module):
 def ends_a_branch(name: str) -> bool:
     """Whether a matrix's result is added to the residual stream: with 2 L of them, each is drawn smaller."""
     return name.endswith(("out_proj.weight", "linear2.weight"))
-
-
-@torch.no_grad()
-def validate(model: Plain, tokens, config: ModelConfig) -> float:
-    total, count = 0.0, 0
-    for ids, targets in data.in_order(tokens, 64, config.context_length, to=device.put):
-        total += model(ids, targets).item() * targets.numel()
-        count += targets.numel()
-    return total / count
 
 
 def main() -> None:
@@ -97,7 +93,7 @@ def main() -> None:
     batches = data.Batches(tokens, RECIPE["batch_size"], config.context_length, seed=1, to=device.put)
     validation, seconds, started = {}, 0.0, time.perf_counter()
     for step in range(1, steps + 1):
-        model(*batches.at(step - 1)).backward()
+        model.loss(*batches.at(step - 1)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), RECIPE["clip"])
         optimizer.step()
         optimizer.zero_grad()
@@ -105,7 +101,7 @@ def main() -> None:
         if step % EVERY == 0:
             device.synchronize()
             seconds += time.perf_counter() - started
-            validation[str(step)] = round(validate(model, held_out, config), 4)
+            validation[str(step)] = round(evaluate(model, held_out), 4)
             print(f"step {step}: validation {validation[str(step)]}, {seconds:.1f} s", flush=True)
             started = time.perf_counter()
     record = {
